@@ -1,0 +1,109 @@
+"""Opens storage by URL. Which places there are is known here; a backend is imported only when a URL asks for it."""
+
+import os
+import re
+import threading
+from pathlib import Path
+from typing import cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from engine.errors import ConfigurationError
+from engine.ports import Log
+
+#: Where runs go when nobody says where.
+DEFAULT_PLACE = ".gecko"
+_SCHEMES = {
+    "file": "file:///path, ./path or /path",
+    "memory": "memory:// or memory://name",
+}
+_LATER = {
+    "sqlite": "SQL",
+    "postgresql": "SQL",
+    "postgres": "SQL",
+    "s3": "object",
+    "gs": "object",
+    "redis": "Redis",
+}
+
+_opened: dict[str, Log] = {}
+_lock = threading.Lock()
+
+
+def open_log(url: str | os.PathLike[str] | None = None) -> Log:
+    """Return the log at a place: a folder (the default is `./.gecko`), or this process's memory.
+
+    A place is made absolute once, here, and is opened once in a process: whoever asks for it again shares its runs and its thread.
+    `close` makes everything durable and lets go of thread and lock; a log that was closed may be used again.
+
+    Raises: ConfigurationError for a scheme that is not known, and for a place that cannot hold a log.
+    """
+    text = os.fspath(url) if url is not None else DEFAULT_PLACE
+    scheme = _scheme(text)
+    if scheme == "memory":
+        return _open_memory(text)
+    if scheme not in ("", "file"):
+        raise _unknown(text, scheme)
+    return _open_files(*_folder(text))
+
+
+def is_relative(url: str | os.PathLike[str]) -> bool:
+    """Tell whether a place is a folder whose meaning depends on where this process works.
+
+    Raises: ConfigurationError, as `open_log`.
+    """
+    text = os.fspath(url)
+    return _scheme(text) in ("", "file") and not _folder(text)[0].expanduser().is_absolute()
+
+
+async def create_storage(url: str | os.PathLike[str] | None = None) -> Log:
+    """Return the log at a place, as `open_log` does; to be awaited, as workflows of earlier versions do."""
+    return open_log(url)
+
+
+def _scheme(text: str) -> str:
+    """The scheme of a URL, empty for a plain path."""
+    found = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", text)
+    return found[1].lower() if found else ""
+
+
+def _folder(url: str) -> tuple[Path, bool]:
+    if not _scheme(url):
+        return Path(url.partition("?trust=")[0]), url.endswith("?trust=1")
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ConfigurationError(f"storage {url!r} names a host, {parts.netloc!r}: write file:///path, with three slashes", where=url)
+    if not parts.path:
+        raise ConfigurationError(f"storage {url!r} names no folder: write file:///path", where=url)
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if unknown := options.keys() - {"trust"}:
+        raise ConfigurationError(f"storage {url!r} has the unknown option {sorted(unknown)[0]!r}; known: 'trust'", where=url)
+    return Path(unquote(parts.path)), options.get("trust") == ["1"]
+
+
+def _open_files(path: Path, trust: bool) -> Log:
+    from engine.checkpoint.log import SegmentLog, process_owner
+    from engine.store.files import FileMedium
+
+    root = os.path.realpath(path.expanduser())
+    with _lock:
+        if root not in _opened:
+            if os.path.exists(root) and not os.path.isdir(root):
+                raise ConfigurationError(f"storage {root!r} is a file: name a folder", where=root)
+            _opened[root] = cast(Log, SegmentLog(FileMedium(Path(root), process_owner(), trust=trust)))
+        return _opened[root]
+
+
+def _open_memory(url: str) -> Log:
+    from engine.checkpoint.log import SegmentLog, process_owner
+    from engine.store.memory import MemoryMedium
+
+    with _lock:
+        if url not in _opened:
+            _opened[url] = cast(Log, SegmentLog(MemoryMedium(url, process_owner())))
+        return _opened[url]
+
+
+def _unknown(url: str, scheme: str) -> ConfigurationError:
+    known = ", ".join(_SCHEMES.values())
+    later = f"; {_LATER[scheme]} storage is not part of this version" if scheme in _LATER else ""
+    return ConfigurationError(f"storage {url!r} has the unknown scheme {scheme!r}: known are {known}{later}", where=url)
