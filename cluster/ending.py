@@ -1,0 +1,67 @@
+"""How a worker process ends whose coordinator or script died: within the call that it performs, or before the next.
+
+Ray tells such a worker by SIGTERM, after 10 to 200 ms, and kills it 5 s later. SystemExit, which its handler raises in whatever runs,
+looks like the body's own `sys.exit` there: a pack that took it for that would go on for those 5 s, hold a CPU, and do what the run's next
+owner does too. On the coordinator's own node the kernel knows at once, and is asked between two calls.
+"""
+
+import os
+import select
+import signal
+import sys
+from types import FrameType
+
+WORTH = 0.001
+"""Seconds of a call after which the kernel is asked, which takes two microseconds."""
+
+
+class Ending:
+    """Whether this process is to end: then it begins no further call, and nobody hears of the one that it was told in."""
+
+    def __init__(self) -> None:
+        """Nobody is served yet."""
+        self.told = False
+        self._owner: int | None = None
+        self._descriptor = -1
+
+    def serve(self, owner: int | None) -> None:
+        """Work for a process; None where it is on another node, so that Ray alone tells of its end.
+
+        For the main thread; before each pack, since a body may have put a handler of its own in place.
+        """
+        if signal.getsignal(signal.SIGTERM) != self._on_signal:
+            signal.signal(signal.SIGTERM, self._on_signal)
+        if owner == self._owner:
+            return
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._owner, self._descriptor = owner, -1 if owner is None else descriptor_of(owner)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.told = True
+        raise SystemExit(1)  # a body's `finally` runs, and one that waits is woken
+
+    def heed(self, spent: float) -> None:
+        """End this process if it is to; asked after each call, with the seconds that it took."""
+        if self.told or (spent >= WORTH and self._descriptor >= 0 and has_ended(self._descriptor)):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def has_ended(descriptor: int) -> bool:
+    """Tell whether a process has ended."""
+    look = select.poll()
+    look.register(descriptor, select.POLLIN)
+    return bool(look.poll(0))
+
+
+def descriptor_of(pid: int) -> int:
+    """Return what becomes readable when a process ends, -1 where the system has no such thing."""
+    try:
+        return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    except OSError:
+        return -1
+
+
+ending = Ending()

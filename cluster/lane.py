@@ -1,0 +1,222 @@
+"""One event loop of a worker, which performs async calls, many at once; conditions and custom reducers too.
+
+A limit ends a call that listens; of one that holds the loop or a thread the coordinator is told, which ends the process.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from cluster.ending import ending
+from cluster.opened import Home, Opened
+from cluster.progress import EVERY, HELD, Progress, answer, outcome_wire, unopened, worker_name
+from cluster.wire import AnswerWire, CallWire, read_pack, to_wire
+from engine.checkpoint.codec import encode
+from engine.core.context import Question
+from engine.errors import NotStorable
+from engine.local import inside_step
+from engine.runtime.bulk import encoded
+from engine.runtime.inline import Threads
+from engine.runtime.step import Call, Moment, OffLoop, Outcome, attempt, combined, judged, out_of_time
+
+LOOK = 0.05
+"""Seconds between two looks at the loop of a lane."""
+THREADS = 64
+"""So many functions of a lane's calls are performed in threads at once."""
+
+
+class CallTask:
+    """The task of one call, and what it has in threads: nothing stops that but the end of the process."""
+
+    def __init__(self, threads: Threads) -> None:
+        """Perform in places of `threads`; the task is to be given."""
+        self.task: asyncio.Task[None]
+        self._threads = threads
+        self._in_threads = 0
+        self._unwanted = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of it is in a thread, also where nobody waits for that any more."""
+        return self._in_threads > 0
+
+    async def off_loop(self, function: Callable[[], Any]) -> Any:
+        """Perform a function in a thread; to wait for a free one can be cancelled."""
+        place, loop = await self._threads.place(), asyncio.get_running_loop()
+
+        def perform() -> Any:
+            try:
+                return function()
+            finally:
+                with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                    loop.call_soon_threadsafe(self._leave_thread)
+
+        self._in_threads += 1
+        return await place.perform(perform)
+
+    def _leave_thread(self) -> None:
+        self._in_threads -= 1
+        if self._unwanted:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel the call, as soon as nothing of it is in a thread."""
+        self._unwanted = True
+        if not self.busy:
+            self.task.cancel()
+
+
+class Lane:
+    """Performs async calls, many at once in one event loop; conditions, reducers and `inline` nodes too. Holds no CPU of the cluster's."""
+
+    def __init__(self, home: Home) -> None:
+        """Serve one coordinator."""
+        self._home = home
+        self._threads = Threads(THREADS)
+        self._calls: dict[int, CallTask] = {}
+        self._limits: dict[asyncio.Task[Any], tuple[str, int, float]] = {}
+        """Of calls with a limit: (pack, call, when it is over)."""
+        self._watcher: threading.Thread | None = None
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell of a call past its limit that holds the loop, which then can do nothing about it."""
+        holding: asyncio.Task[Any] | None = None
+        since = 0.0
+        while True:
+            time.sleep(LOOK)
+            now, current = time.perf_counter(), asyncio.current_task(loop)
+            if current is None or current is not holding:
+                holding, since = current, now
+                continue
+            late = self._limits
+            if current not in late and now > since + HELD:  # a task that some body started: the limit that was over first is taken for its
+                late = dict(sorted(self._limits.items(), key=_by_limit)[:1])
+                current = next(iter(late), current)
+            if current in late and now > late[current][2] + HELD:
+                pack, number, _ = self._limits.pop(current)
+                self._tell_overdue(pack, number)
+
+    def _tell_overdue(self, pack: str, number: int) -> None:
+        """Have this process ended: nothing else stops the call."""
+        self._home.send("report", to_wire(AnswerWire(pack, worker_name(), [], [], number)))
+
+    async def perform(self, data: bytes, refs: list[Any]) -> Any:
+        """Perform all calls of a pack at once; finished ones are sent while others go on."""
+        pack = read_pack(data)
+        inside_step.set(True)
+        progress = Progress(pack, self._home)
+        ready = await self._threads.perform(lambda: Opened(pack, refs, self._home))
+        loop = asyncio.get_running_loop()
+        progress.waiting.clear()
+        progress.left = len(pack.calls)
+        progress.over = loop.create_future()
+        running = {wire.id: CallTask(self._threads) for wire in pack.calls}
+        self._calls.update(running)
+        for wire in pack.calls:
+            running[wire.id].task = loop.create_task(self._one(ready, wire, progress, running[wire.id]))
+        try:
+            while not progress.over.done():
+                await asyncio.wait({progress.over}, timeout=EVERY)
+                ending.heed(EVERY)
+                if not progress.over.done() and (progress.done or progress.stopped):
+                    progress.look()
+        finally:
+            left = [call for call in running.values() if not call.task.done()]
+            for call in left:
+                call.stop()
+            if left:  # the worker of a pack with a process of its own is given another, beside which no thread of this one is to run
+                await asyncio.wait([call.task for call in left])
+        return answer(progress)
+
+    async def _one(self, ready: Opened, wire: CallWire, progress: Progress, mine: CallTask) -> None:
+        try:
+            try:
+                call, moment = ready.call(wire)
+            except Exception as error:  # noqa: BLE001 - opening a body runs the user's module
+                outcome = unopened(wire, error)
+            else:
+                perform = _PERFORM.get(ready.pack.kind, attempt)
+                if call.limit is None:
+                    outcome = await perform(call, moment, mine.off_loop)
+                else:
+                    self._limits[mine.task] = ready.pack.id, wire.id, time.perf_counter() + call.limit
+                    self._watch_limits()
+                    outcome = await self._within(call, perform(call._replace(limit=None), moment, mine.off_loop), mine)
+            progress.done.append(outcome_wire(wire.id, outcome, progress))
+        except asyncio.CancelledError:
+            progress.stopped.append(wire.id)
+            raise
+        except KeyboardInterrupt as error:  # the body's own: nothing interrupts a lane
+            progress.done.append(outcome_wire(wire.id, unopened(wire, error), progress))
+        finally:
+            self._calls.pop(wire.id, None)
+            self._limits.pop(mine.task, None)
+            progress.left -= 1
+            if not progress.left and progress.over is not None and not progress.over.done():
+                progress.over.set_result(None)
+
+    def _watch_limits(self) -> None:
+        if self._watcher is None:
+            loop = asyncio.get_running_loop()
+            self._watcher = threading.Thread(target=self._watch, args=(loop,), name="gecko-lane", daemon=True)
+            self._watcher.start()
+
+    async def _within(self, call: Call, work: Coroutine[Any, Any, Outcome], mine: CallTask) -> Outcome:
+        """Perform a call in its limit, in the task that is known by its number."""
+        assert call.limit is not None
+        pack, number, _ = self._limits[mine.task]
+        begun, outcome, limit = time.time(), None, asyncio.timeout(call.limit)
+        if call.limit <= 0:
+            work.close()
+        else:
+            try:
+                async with limit:
+                    outcome = await work
+            except TimeoutError:
+                if mine.busy:  # its thread goes on
+                    self._tell_overdue(pack, number)
+                    await asyncio.Event().wait()
+        if outcome is None or limit.expired():
+            outcome = Outcome(call, begun)
+            outcome.duration = time.time() - begun
+            outcome.error = out_of_time(call.label, call.limit)
+        return outcome
+
+    async def stop(self, numbers: list[int]) -> None:
+        """Cancel calls; whoever cannot wait for what they have in threads has to end the process."""
+        for number in numbers:
+            if number in self._calls:
+                self._calls[number].stop()
+
+
+def _by_limit(item: tuple[Any, tuple[str, int, float]]) -> float:
+    return item[1][2]
+
+
+async def answered(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
+    """Ask a condition: the call's node is the source, its body the condition, its input the source's output."""
+    outcome = Outcome(call, time.time())
+    ctx = Question(moment.scene, moment.state, call.window, call.node.name, call.step_id)
+    verdict, outcome.error = await judged(call.node.body, ctx, call.input, off_loop)
+    outcome.output_data = encode(verdict)
+    return outcome
+
+
+async def reduced(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
+    """Let a custom reducer combine: the input is (base, writes)."""
+    outcome = Outcome(call, time.time())
+    where = f"reducer {call.node.name}"
+    value, outcome.error = await combined(call.node.body, call.input.load, off_loop, where)
+    if outcome.error is None:
+        try:
+            outcome.output_data = await encoded(value, where)
+        except NotStorable as error:
+            outcome.error = error
+    return outcome
+
+
+_PERFORM: dict[str, Callable[[Call, Moment, OffLoop], Coroutine[Any, Any, Outcome]]] = {"ask": answered, "reduce": reduced}
+"""By kind of pack, where it is no attempt of a step."""

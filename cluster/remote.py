@@ -1,0 +1,280 @@
+"""The caller of Ray: starting it, packs and lanes, objects, cancelling. Nothing else here imports Ray, the Serve deployment aside.
+
+Ray's own retries are off everywhere: a retried pack would be spliced from two attempts unseen, and a poison step would burn them in
+seconds.
+"""
+
+import asyncio
+import gc
+import itertools
+import logging
+import os
+import pickle
+import threading
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)  # fmt: skip
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.lane import Lane
+from cluster.opened import Home
+from cluster.placing import demand_of
+from cluster.worker import perform
+from engine.core.policy import Resources
+from engine.errors import ClusterUnavailable, OutOfMemory, WorkerLost
+
+logger = logging.getLogger(__name__)
+
+GONE = (RayActorError, OutOfMemoryError)
+"""What a call to a coordinator that died raises. Short of memory Ray ends the newest workers first, in the end coordinators too."""
+MOST = 9e14
+"""So much of a resource can be asked for: Ray counts ten-thousandths in 64 bits, takes more for nothing, and would run the task at once."""
+STARVED = (
+    "its machine ran out of memory, and Ray ended it; say what a call needs with memory=... (bytes), "
+    "or let fewer run at once with num_cpus=... or max_concurrency=..."
+)
+
+
+def ensure() -> None:
+    """Connect to Ray, from any thread and as often as one likes.
+
+    The processes of a local cluster die with the *thread* that started them, so that is one of our own, which never ends.
+
+    Raises: ClusterUnavailable for a cluster that cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    with _starting:
+        if ray.is_initialized():
+            return
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        threading.Thread(target=_keep_connected, args=(done,), name="gecko-ray", daemon=True).start()
+        if (error := done.get()) is not None:
+            raise error
+
+
+_starting = threading.Lock()
+
+
+def _keep_connected(done: "SimpleQueue[BaseException | None]") -> None:
+    try:
+        _connect()
+    except BaseException as error:  # noqa: BLE001 - raised again by whoever asked
+        done.put(error)
+        return
+    done.put(None)
+    threading.Event().wait()
+
+
+def _connect() -> None:
+    """Connect to the cluster that there is, or start a local one, which then is ours and ends with the process."""
+    from cluster.remote_head import find_cluster, meet  # not for workers, which import this module too
+
+    address = find_cluster()
+    meet(address)
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            cpus = os.cpu_count() or 1
+            logger.info("Starting a local Ray, which takes some seconds")
+            os.environ.setdefault("RAY_enable_worker_prestart", "1")
+            os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * cpus))
+            ray.init(address="local", include_dashboard=False, configure_logging=True, **quiet)
+    except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
+        where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+        raise ClusterUnavailable(f"{where} cannot be reached: {error}") from error
+
+
+def slots() -> int:
+    """Return how many packs the cluster performs at once."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _home(handle: Any) -> Home:
+    def call(name: str, *args: Any) -> Any:
+        return ray.get(getattr(handle, name).remote(*args))
+
+    async def acall(name: str, *args: Any) -> Any:
+        return await getattr(handle, name).remote(*args)
+
+    def send(name: str, *args: Any) -> None:
+        getattr(handle, name).remote(*args)
+
+    def ask(name: str, *args: Any) -> "Future[Any]":
+        return getattr(handle, name).remote(*args).future()
+
+    return Home(call, acall, send, ray.get, ask)
+
+
+def _perform(data: bytes, refs: list[Any], handle: Any, place: tuple[str, int]) -> Any:
+    node, pid = place
+    return perform(data, refs, _home(handle), pid if node == ray.get_runtime_context().get_node_id() else None)
+
+
+def _nothing() -> int:
+    return os.getpid()
+
+
+class _Lane:
+    """An async actor around `Lane`."""
+
+    def __init__(self, handle: Any) -> None:
+        # a body may wait for the cluster in a thread of its own; Ray warns of that as if it were the loop
+        logging.getLogger("ray._private.worker").addFilter(lambda record: "blocking ray.get" not in record.getMessage())
+        gc.freeze()  # as in a pack's worker: what Ray and the engine brought along stays
+        self._lane = Lane(_home(handle))
+
+    async def perform(self, data: bytes, refs: list[Any]) -> Any:
+        return await self._lane.perform(data, refs)
+
+    async def stop(self, numbers: list[int]) -> None:
+        await self._lane.stop(numbers)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+_WARM = ray.remote(max_retries=0, num_cpus=1)(_nothing)
+_ACTOR: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 10_000}
+_LANE: Any = ray.remote(**_ACTOR)(_Lane)
+
+
+class RayRemote:
+    """What a coordinator's pool asks of Ray."""
+
+    def __init__(self) -> None:
+        """Learn the cluster's size and warm it up."""
+        self.slots = slots()
+        self._me = ray.get_runtime_context().current_actor
+        self._place = ray.get_runtime_context().get_node_id(), os.getpid()
+        self._lanes: list[Any] = []
+        # a function for each slot, since Ray lets tasks of one function queue behind each other in one worker, however short they are
+        self._packs: list[Any] = [ray.remote(max_retries=0, num_cpus=1)(_perform) for _ in range(self.slots)]
+        self._turn = itertools.cycle(self._packs)
+
+    async def warm_up(self) -> list[int]:
+        """Start lanes and workers; returns their process ids."""
+        self._lanes = [_LANE.remote(self._me) for _ in range(self.slots)]
+        warm = [_WARM.remote() for _ in range(self.slots)]
+        return await asyncio.gather(*warm, *(lane.pid.remote() for lane in self._lanes))
+
+    def put(self, value: Any) -> Any:
+        """Put bytes, or a list of anything, into the cluster's memory.
+
+        Bytes are read back without a copy, as the only element of a list.
+        """
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return ray.put([pickle.PickleBuffer(value)])
+        return ray.put(value)
+
+    def send(self, data: bytes, refs: list[Any], resources: Any) -> Any:
+        """Send a pack to any worker."""
+        if not resources:
+            return next(self._turn).remote(data, refs, self._me, self._place)
+        return self._packs[0].options(**_options(resources)).remote(data, refs, self._me, self._place)
+
+    def send_to_lane(self, lane: int, data: bytes, refs: list[Any]) -> Any:
+        """Send a pack to one of the event loops."""
+        return self.lane(lane).perform.remote(data, refs)
+
+    def stop_in_lane(self, lane: int, numbers: list[int]) -> None:
+        """Cancel calls in a lane."""
+        self.lane(lane).stop.remote(numbers)
+
+    def lane(self, lane: int) -> Any:
+        """Return what names the present process of a lane."""
+        while len(self._lanes) <= lane:
+            self._lanes.append(_LANE.remote(self._me))
+        return self._lanes[lane]
+
+    def renew_lane(self, lane: int, old: Any) -> None:
+        """Kill a lane that died, or whose loop is held, and start another, once."""
+        if self._lanes[lane] is old:
+            ray.kill(old)
+            self._lanes[lane] = _LANE.remote(self._me)
+
+    def cancel(self, ref: Any, *, force: bool) -> None:
+        """Stop a pack; by force its worker dies."""
+        ray.cancel(ref, force=force, recursive=False)
+
+    async def get(self, ref: Any) -> Any:
+        """Return what a pack gave."""
+        return await ref
+
+    def loss(self, error: BaseException) -> tuple[type[WorkerLost], str] | None:
+        """Say how a worker was lost, None where the error is of another kind."""
+        if isinstance(error, OutOfMemoryError):
+            return OutOfMemory, STARVED
+        if isinstance(error, TaskCancelledError):
+            return WorkerLost, "it was stopped"
+        if isinstance(error, (WorkerCrashedError, NodeDiedError, RayActorError)):
+            return WorkerLost, "its process died"
+        return None
+
+    def totals(self) -> list[dict[str, float]]:
+        """Return what each node of the cluster has in all."""
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    asked = {name: min(amount, MOST) for name, amount in demand_of(resources).items()}
+    options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 0)}
+    for name, option in (("GPU", "num_gpus"), ("memory", "memory")):
+        if name in asked:
+            options[option] = asked.pop(name)
+    return {**options, "resources": asked} if asked else options
+
+
+def new_coordinator(kind: type) -> Any:
+    """Return the handle of a new coordinator on this node; it ends with this process."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(**_ACTOR)(kind)
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def session_name() -> str:
+    """Return what names the cluster that this process is connected to."""
+    return ray.get_runtime_context().gcs_address + " " + ray.get_runtime_context().get_job_id()
+
+
+def make_remote() -> RayRemote:
+    """Return Ray as a coordinator sees it; called inside of its actor."""
+    return RayRemote()
+
+
+def why(gone: BaseException) -> str:
+    """Say why a coordinator died; Ray's own words of memory fill a page."""
+    return STARVED if isinstance(gone, OutOfMemoryError) else str(gone)
+
+
+def fetch(ref: Any) -> Any:
+    """Wait for a value."""
+    return ray.get(ref)
+
+
+def arrives(ref: Any, within: float) -> bool:
+    """Tell whether a value comes within so many seconds; raises what came in its place."""
+    try:
+        ray.get(ref, timeout=within)
+    except GetTimeoutError:
+        return False
+    return True
+
+
+def kill(handle: Any) -> None:
+    """End an actor."""
+    ray.kill(handle)
