@@ -1,0 +1,222 @@
+"""Progress is counted from events alone, each once, through retries, passes, maps and resumes."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from engine import Context, Engine, Next, Retry, Workflow
+from engine.core.events import Event
+from engine.errors import RunCancelled, RunPaused
+from engine.handle import RunHandle
+from engine.observe.progress import Progress, seconds_text
+from engine.testing.record import record
+
+
+def event(seq: int, kind: str, node: str = "", step: str = "", /, *, attempt: int = 1, ordinal: int = 0, **data: Any) -> Event:
+    return Event("r", seq, datetime.fromtimestamp(1000 + seq, UTC), kind, node, f"r/{step}" if step else "", attempt, data, ordinal)
+
+
+def told(*events: Event, nodes: tuple[str, ...] = ()) -> Progress:
+    progress = Progress(nodes)
+    for each in events:
+        progress.take(each)
+    return progress
+
+
+def test_a_map_is_counted_item_by_item():
+    progress = told(
+        event(1, "run_started"),
+        event(2, "step_started", "m", "m/1", items=3),
+        event(3, "step_succeeded", "m", "m/1/0"),
+        event(4, "step_retrying", "m", "m/1/1", delay=0, error={}),
+        event(5, "step_succeeded", "m", "m/1/2"),
+        nodes=("m", "z"),
+    )
+    node = progress.nodes["m"]
+    assert (node.status, node.done, node.items, node.failed, progress.finished, progress.failures) == ("running", 2, 3, 1, 2, 1)
+    assert progress.line(1011.0) == "10.0 s, running, 0/2 nodes, 2 steps, m 2/3, 0.20 steps/s, 1 failed attempt"
+
+
+def test_a_resumed_run_goes_on_counting_and_counts_nothing_twice():
+    events = [
+        event(1, "run_started"),
+        event(2, "step_started", "m", "m/1", items=3),
+        event(3, "step_succeeded", "m", "m/1/0"),
+        event(4, "run_paused", finished=1),
+        event(5, "run_resumed"),
+        event(6, "step_started", "m", "m/1", items=3),
+        event(7, "step_succeeded", "m", "m/1/1"),
+        event(8, "step_succeeded", "m", "m/1/2"),
+        event(9, "step_succeeded", "m", "m/1", items=3, duration=1.0),
+        event(10, "run_completed", finished=4),
+    ]
+    progress = told(*[each for one in events for each in (one, one)], nodes=("m",))
+    assert (progress.nodes["m"].done, progress.nodes["m"].passes, progress.finished, progress.settled()) == (3, 1, 4, 1)
+    assert (progress.status, progress.before) == ("completed", 1)
+
+
+def test_time_and_rates_are_counted_from_the_newest_start_to_the_end():
+    events = [event(1, "run_started"), event(5, "run_paused", finished=0), event(100, "run_resumed")]
+    assert told(*events[:2]).seconds(5000.0) == 4.0
+    assert told(*events).seconds(1107.0) == 7.0
+    ended = told(*events, event(104, "step_succeeded", "a", "a/1"), event(108, "run_completed", finished=1))
+    assert ended.seconds(5000.0) == 8.0
+    assert ended.line(5000.0) == "8.0 s, completed, 1/1 nodes, 1 step, 0.12 steps/s"
+    assert told().seconds(5000.0) == 0.0
+
+
+def test_what_ran_when_a_run_stopped_is_shown_as_stopped_and_waits_when_it_goes_on():
+    events = [event(1, "run_started"), event(2, "step_started", "a", "a/1"), event(3, "run_paused", finished=0)]
+    assert told(*events).nodes["a"].status == "stopped"
+    assert told(*events, event(4, "run_resumed")).nodes["a"].status == "waiting"
+
+
+def test_transient_events_move_a_node_and_are_never_left_out():
+    progress = told(
+        event(1, "run_started"),
+        event(2, "step_started", "a", "a/1"),
+        event(2, "progress", "a", "a/1", ordinal=1, done=1, total=4, note="rows"),
+        event(2, "progress", "a", "a/1", ordinal=2, done=3, total=4, note="rows"),
+    )
+    assert progress.nodes["a"].share == (3, 4)
+    assert "a 3/4: rows" in progress.line(1003.0)
+
+
+@pytest.mark.anyio
+async def test_a_real_run_with_everything_in_it_is_counted_right():
+    def shaky(x: int, ctx: Context) -> int:
+        if ctx.attempt == 1 and x == 1:
+            raise ValueError("again")
+        return x
+
+    def back(ctx: Context) -> Any:
+        if ctx.state.get("been"):
+            return "end"
+        ctx.state["been"] = True
+        return Next("items")
+
+    inner = Workflow("inner").add_node("deep", lambda x: x).set_entry_point("deep")
+    flow = (
+        Workflow("all")
+        .add_node("items", lambda: [0, 1, 2])
+        .add_map("each", shaky, retry=Retry(2, delay=0))
+        .add_node("sub", inner)
+        .add_node("back", back)
+        .add_node("not", lambda: 1)
+        .add_edge("items", "each")
+        .add_edge("each", "sub")
+        .add_edge("sub", "back")
+        .add_edge("back", "not", lambda ctx: False)
+        .set_entry_point("items")
+    )
+    progress = Progress(["items", "each", "sub", "back", "not"])
+    async for each in flow.stream(None):
+        progress.take(each)
+    assert progress.status == "completed"
+    assert {name: (node.status, node.passes) for name, node in progress.nodes.items()} == {
+        "items": ("success", 2), "each": ("success", 2), "sub": ("success", 2), "sub/deep": ("success", 2), "back": ("success", 2),
+        "not": ("skipped", 0),
+    }  # fmt: skip
+    assert progress.failures == 2
+    assert progress.finished == 2 * (1 + 3 + 1 + 1 + 1 + 1)
+
+
+class Gate:
+    """A last step that waits until it may end."""
+
+    def __init__(self) -> None:
+        self.reached, self.may_end, self.fails = asyncio.Event(), asyncio.Event(), False
+
+    async def end(self) -> str:
+        self.reached.set()
+        await self.may_end.wait()
+        if self.fails:
+            raise ValueError("no")
+        return "end"
+
+
+def everything(gate: Gate) -> Workflow:
+    """Seven steps before the gate: a node, a map and its three items, a sub-workflow and its step."""
+    inner = Workflow("inner").add_node("deep", lambda x: x).set_entry_point("deep")
+    return (
+        Workflow("counted")
+        .add_node("list", lambda: [1, 2, 3])
+        .add_map("each", lambda x: x)
+        .add_node("sub", inner)
+        .add_node("gate", gate.end)
+        .add_edge("list", "each")
+        .add_edge("each", "sub")
+        .add_edge("sub", "gate")
+        .set_entry_point("list")
+    )
+
+
+async def stop(handle: RunHandle, gate: Gate, end: str) -> None:
+    """Bring a run to an end of a kind."""
+    await gate.reached.wait()
+    if end == "run_cancelled":
+        await handle.cancel()
+        return
+    gate.fails = end == "run_failed"
+    asyncio.get_running_loop().call_soon(gate.may_end.set)
+    if end == "run_paused":
+        await handle.pause()
+
+
+@pytest.mark.parametrize(("end", "number"), [("run_cancelled", 7), ("run_failed", 7), ("run_completed", 8)])
+@pytest.mark.parametrize("place", ["memory://counted", False])
+@pytest.mark.anyio
+async def test_every_end_tells_how_many_steps_succeeded_with_items_and_steps_of_sub_workflows(end: str, number: int, place: Any):
+    gate = Gate()
+    handle = await Engine(place).start(everything(gate), session_id=end)
+    progress = Progress()
+    await stop(handle, gate, end)
+    events = [each async for each in handle.events()]
+    for each in events:
+        progress.take(each)
+    assert (events[-1].kind, events[-1].data["finished"], progress.finished) == (end, number, number)
+    assert sum(each.kind == "step_succeeded" for each in events) == number
+
+
+@pytest.mark.parametrize("watch", [True, False])
+@pytest.mark.anyio
+async def test_the_error_of_a_run_that_was_stopped_says_how_many_steps_succeeded(watch: bool):
+    gate = Gate()
+    handle = await Engine(False).start(everything(gate), watch=watch)
+    await stop(handle, gate, "run_cancelled")
+    with pytest.raises(RunCancelled, match="was cancelled after 7 finished steps"):
+        await handle.wait()
+
+
+@pytest.mark.anyio
+async def test_a_resumed_run_counts_what_succeeded_before_it_was_paused():
+    gate, engine = Gate(), Engine("memory://counted-resumed")
+    flow = everything(gate).add_node("last", lambda x: x).add_edge("gate", "last")
+    handle = await engine.start(flow, session_id="s")
+    await stop(handle, gate, "run_paused")
+    with pytest.raises(RunPaused, match="was paused after 8 finished steps"):
+        await handle.wait()
+    handle = await engine.start(flow, session_id="s")
+    await handle.wait()
+    progress = Progress()
+    async for each in engine.events("s"):
+        progress.take(each)
+    assert (each.data["finished"], progress.finished, progress.before) == (9, 9, 8)
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_paused_while_nobody_drives_it_keeps_its_count():
+    engine = Engine("memory://counted-left")
+    await record(everything(Gate()), "s", storage="memory://counted-left", finished={"list": [1, 2, 3], "each": [1, 2, 3]})
+    await engine.pause("s")
+    events = [each async for each in engine.events("s")]
+    assert events[-1].data["finished"] == sum(each.kind == "step_succeeded" for each in events) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2e-5, "20 us"), (0.0421, "42 ms"), (1.25, "1.2 s"), (59.94, "59.9 s"), (61, "1 min 01 s"), (7325, "2 h 02 min")]
+)
+def test_durations_are_written_as_people_write_them(seconds: float, text: str):
+    assert seconds_text(seconds) == text
