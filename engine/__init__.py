@@ -14,26 +14,39 @@ if TYPE_CHECKING:
     from engine.core.history import Row as NodeExecution
     from engine.core.policy import Limits, Retry
     from engine.core.routing import Next
+    from engine.core.team import ALL, BEST, HEDGE, QUORUM, RACE, VOTE, ExecutionStrategy, Member, MemberResult, Strategy
     from engine.engine import Engine
     from engine.handle import RunHandle
     from engine.runtime.bind import step
     from engine.store import create_storage
+    from engine.team import Team
     from engine.workflow import CheckpointStrategy, Workflow
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "ALL": "engine.core.team",
+    "BEST": "engine.core.team",
     "CheckpointStrategy": "engine.workflow",
     "Context": "engine.core.context",
     "Engine": "engine.engine",
     "Event": "engine.core.events",
+    "ExecutionStrategy": "engine.core.team",
+    "HEDGE": "engine.core.team",
     "Limits": "engine.core.policy",
+    "Member": "engine.core.team",
+    "MemberResult": "engine.core.team",
     "Next": "engine.core.routing",
     "NodeExecution": "engine.core.history:Row",
     "NodeStatus": "engine.core.history",
     "Problem": "engine.core.graph",
+    "QUORUM": "engine.core.team",
+    "RACE": "engine.core.team",
     "Retry": "engine.core.policy",
     "RunHandle": "engine.handle",
+    "Strategy": "engine.core.team",
+    "Team": "engine.team",
+    "VOTE": "engine.core.team",
     "Workflow": "engine.workflow",
     "WorkflowContext": "engine.core.context:Context",
     "create_storage": "engine.store",
@@ -41,17 +54,28 @@ _PLACES = {
 }
 
 __all__ = [
+    "ALL",
+    "BEST",
+    "HEDGE",
+    "QUORUM",
+    "RACE",
+    "VOTE",
     "CheckpointStrategy",
     "Context",
     "Engine",
     "Event",
+    "ExecutionStrategy",
     "Limits",
+    "Member",
+    "MemberResult",
     "Next",
     "NodeExecution",
     "NodeStatus",
     "Problem",
     "Retry",
     "RunHandle",
+    "Strategy",
+    "Team",
     "Workflow",
     "WorkflowContext",
     "__version__",

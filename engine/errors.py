@@ -8,6 +8,7 @@
     │  └─ ConfigurationError  an option, URL or installation that cannot work
     ├─ WorkflowError          a run went wrong; carries `run_id` and `node`
     │  ├─ StepFailed  ├─ StepTimedOut  ├─ RunTimedOut  ├─ RunCancelled  ├─ RunPaused
+    │  ├─ MemberFailed  ├─ TeamTimedOut (both RuntimeErrors)
     │  ├─ StepLimitReached  ├─ StateConflict  ├─ NotStorable (a TypeError)  └─ InDoubt
     ├─ RunNotFound (a ValueError)   RunBusy   SessionInUse   WrongState
     ├─ CheckpointError        ├─ CorruptCheckpoint  └─ UnknownFormat
@@ -100,6 +101,19 @@ class StepFailed(WorkflowError):
 
 class StepTimedOut(WorkflowError, TimeoutError):
     """A step reached its limit."""
+
+
+class MemberFailed(WorkflowError, RuntimeError):
+    """A member of a team failed."""
+
+    member_index: int | None = None
+
+
+class TeamTimedOut(WorkflowError, RuntimeError):
+    """A team timed out before it had its answer."""
+
+    results: Sequence[Any] = ()
+    """What is known of each member: a `MemberResult` for each, in member order."""
 
 
 class RunTimedOut(WorkflowError, TimeoutError):

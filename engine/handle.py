@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from engine.checkpoint.codec import build
 from engine.core.events import Event, check_seq
 from engine.core.history import Row as HistoryRow
+from engine.core.team import MemberResult
 from engine.ports import RunKey
 from engine.runtime.bulk import beside
 from engine.runtime.control import Halt
@@ -39,6 +40,10 @@ class Remote(Protocol):
     def state(self) -> dict[Any, Any]: ...
     def history(self) -> dict[str, Any]: ...
     def rows(self) -> list[HistoryRow]: ...
+    def results(self) -> list[MemberResult]:
+        """Return how the members of a team ended that is performed alone."""
+        ...
+
     def request(self, halt: Halt) -> None: ...
     def events(self, *, after: int, transient: bool) -> AsyncIterator[Event]: ...
 
@@ -106,6 +111,10 @@ class RunHandle:
     def executions(self) -> list[HistoryRow]:
         """The newest 100 rows of what ran."""
         return self._remote.rows()
+
+    def results(self) -> list[MemberResult]:
+        """How the members of a team ended, where the run is that of a team alone; `Team.run` gives it."""
+        return self._remote.results()
 
     def events(self, after: int = 0, *, transient: bool = False) -> AsyncIterator[Event]:
         """Return an async iterator over the events after a number, each once, in order, until the run stops.

@@ -14,6 +14,7 @@ from engine.checkpoint.record import event_of
 from engine.core.events import Event
 from engine.core.history import Row as HistoryRow
 from engine.core.run import Run
+from engine.core.team import MemberResult
 from engine.ports import Log
 from engine.runtime.bulk import beside, is_long
 from engine.runtime.conductor import Conductor
@@ -137,6 +138,10 @@ class LocalRun:
     def rows(self) -> list[HistoryRow]:
         """The newest rows."""
         return self.run().rows()
+
+    def results(self) -> list[MemberResult]:
+        """How the members of a team ended that is performed alone."""
+        return (self._conductor.driver.results or []) if self._conductor is not None else []
 
     def request(self, halt: Halt) -> None:
         """Ask the run to stop; from any thread."""

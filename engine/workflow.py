@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from engine.checkpoint.codec import to_key
 from engine.core.events import Event
-from engine.core.graph import PLAIN, Edge, Graph, Join, Kind, Node, Problem
+from engine.core.graph import PLAIN, Composite, Edge, Graph, Join, Kind, Node, Problem
 from engine.core.ids import check_name
 from engine.core.plan import Options, Plan, compile_plan, layers
 from engine.core.policy import Limits, OnError, Policy, Resources, Retry, check_limit
@@ -60,7 +60,7 @@ class _Option(Generic[T]):
         flow._plan = None
 
 
-class Workflow:
+class Workflow(Composite):
     """A named graph of nodes and edges with one or more entries.
 
     Adding methods return the workflow, so that they chain. They refuse at once what they can see; `problems` lists the rest.
@@ -119,7 +119,7 @@ class Workflow:
         self._bound: dict[int, Binding] = {}
         """By id of a body, which its binding keeps alive: a body that many nodes share is looked at once."""
         self._nests = False
-        """Whether some node's body is a workflow, which may change without this one."""
+        """Whether some node's body is a workflow or team, which may change without this one."""
         self._latest = PLAIN
         self._module = sys._getframe(1).f_globals.get("__name__", "")
 
@@ -144,7 +144,7 @@ class Workflow:
         num_gpus: float | None = None, memory: float | None = None, resources: Mapping[str, float] | None = None,
         executor: str | None = None,
     ) -> Self:  # fmt: skip
-        """Add a node: a function (sync or async), an object with `run`, or another Workflow.
+        """Add a node: a function (sync or async), an object with `run`, another Workflow, or a Team.
 
         Args:
             join: When the node runs, once all it waits for has settled: `any` live edge, `all` of them, or at least so many.
@@ -197,7 +197,7 @@ class Workflow:
         self, name: str, body: Body, kind: Kind, policy: Policy, *, join: Join, over: str | None = None, width: int | None = None
     ) -> Self:
         bound = body
-        if not isinstance(body, Workflow):
+        if not isinstance(body, Composite):
             bound = self._bound[id(body)] = self._bound.get(id(body)) or bind(body, str(name))
         elif body.contains(self):
             raise DefinitionError(f"node {name!r}: a workflow cannot contain itself", where=name)
@@ -207,9 +207,9 @@ class Workflow:
         self._plan = None
         return self
 
-    def contains(self, other: "Workflow") -> bool:
-        """Tell whether another workflow is this one, or a node of it at any depth."""
-        inner = [n.body for n in self._graph.nodes.values() if isinstance(n.body, Workflow)]
+    def contains(self, other: Any) -> bool:
+        """Tell whether something is this workflow, or in it at any depth."""
+        inner = [n.body for n in self._graph.nodes.values() if isinstance(n.body, Composite)]
         return other is self or any(body.contains(other) for body in inner)
 
     def add_edge(self, source: str, target: str, condition: Condition | None = None) -> Self:
@@ -251,7 +251,7 @@ class Workflow:
         """Return everything that is wrong with the graph, those of inner workflows included; warnings stop nothing."""
         found = self._graph.problems()
         for node in self._graph.nodes.values():
-            if isinstance(node.body, Workflow):
+            if isinstance(node.body, Composite):
                 found += [p._replace(text=f"in node {node.name!r}: {p.text}", where=f"{node.name}/{p.where}") for p in node.body.problems()]
         return found
 
@@ -277,7 +277,7 @@ class Workflow:
         graph = Graph(allow_cycles=self._graph.allow_cycles, edges=self._graph.edges, dependencies=self._graph.dependencies)
         graph.entries = self._graph.entries
         for node in self._graph.nodes.values():
-            body = node.body.compiled() if isinstance(node.body, Workflow) else node.body
+            body = node.body.compiled() if isinstance(node.body, Composite) else node.body
             graph.nodes[node.name] = node if body is node.body else _with_body(node, body)
         options = Options(
             max_steps=self.max_steps, retention=self.max_history_retention, reducers=self._reducers, custom=self._custom,

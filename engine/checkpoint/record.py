@@ -3,7 +3,7 @@
 Outputs and state values stay in their bytes until somebody reads them.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from engine.errors import NotStorable
 from engine.ports import Row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CALLED = {"run_started": "input", "step_started": "input", "jumped": "input", "once_done": "value"}
+"""What the value of an event is called where it is no output."""
 
 
 async def encode_diff(diff: StateDiff, label: str) -> AsyncIterator[bytes]:
@@ -75,7 +77,9 @@ def event_of(run_id: str, row: Row) -> Event:
     data: dict[str, Any] = decode(row.info) if row.info else {}  # type: ignore[assignment]
     attempt = data.pop("attempt", 1 if row.step else 0)
     if row.output is not None:
-        data["input" if row.kind in ("run_started", "jumped") else "value" if row.kind == "once_done" else "output"] = decode(row.output)
+        data["input" if row.kind in ("run_started", "step_started", "jumped") else "value" if row.kind == "once_done" else "output"] = (
+            decode(row.output)
+        )
     if row.diff is not None:
         diff = decode_diff(row.diff)
         data["writes"], data["deletes"] = list(diff.written), list(diff.deleted)
@@ -99,6 +103,8 @@ class Finished(NamedTuple):
     error: str | None
     seq: int = 0
     """The number of its event."""
+    parts: Sequence[tuple[int, StateDiff]] = ()
+    """Of a team: what its members wrote, by member."""
 
 
 class Recorded:
@@ -124,7 +130,14 @@ class Recorded:
         self.resumes = 0
         self._finished: dict[str, Row] = {}
         self._skipped: dict[str, Row] = {}
-        self._failed: dict[str, int] = {}
+        self._failures: dict[str, tuple[int, int, str]] = {}
+        """Member of a team to (attempt, number of the event, why) of its newest failure."""
+        self._given: dict[str, bytes] = {}
+        """Member of a team to its own input, where the team mapped it."""
+        self._winners: dict[str, list[int]] = {}
+        """Team to who won, in order."""
+        self._under_way: dict[str, tuple[str, int]] = {}
+        """Member of a team that has started and not ended, to (node, attempt)."""
         self.due: dict[str, tuple[int, float]] = {}
         """Step to (attempts made, when the next one is due)."""
         self.verdicts: dict[tuple[str, str], bool] = {}
@@ -151,6 +164,9 @@ class Recorded:
         match row.kind:
             case "step_succeeded":
                 self._finished[row.step] = row
+                self._under_way.pop(row.step, None)
+            case "step_started" | "step_failed" | "step_stopped" | "member_won" | "member_lost":
+                self._take_member(row)
             case "step_skipped":
                 data = info_of(row)
                 if "error" in data:
@@ -179,6 +195,22 @@ class Recorded:
                 self.receipts[row.step, info_of(row)["key"]] = row.output or b""
             case _:
                 pass
+
+    def _take_member(self, row: Row) -> None:
+        """Take note of what becomes of a team's member."""
+        data = info_of(row)
+        if row.kind == "step_started":
+            if "member" in data:
+                self._under_way[row.step] = row.node, data.get("attempt", 1)
+                if row.output is not None:
+                    self._given[row.step] = row.output
+            return
+        self._under_way.pop(row.step, None)
+        if row.kind == "step_failed" and "reason" in data:
+            self._failures[row.step] = data.get("attempt", 1), row.seq, data["reason"]
+        elif row.kind == "member_won":
+            team, _, member = row.step.rpartition("/")
+            self._winners.setdefault(team, []).append(int(member))
 
     def _take_status(self, row: Row) -> None:
         self.status = STATUS_AFTER[row.kind]
@@ -231,12 +263,54 @@ class Recorded:
             started, duration = data.get("started", row.at), data.get("duration", 0.0)
             return Finished("skipped", None, None, None, False, data.get("attempt", 1), started, duration, data["error"])
         data = info_of(row)
+        if "answer" in data:
+            return self._team(row, data)
         output = None if row.output is None else Encoded(row.output)
         jump = (data["jump"], output if data.get("sent") else None) if "jump" in data else None
         diff = None if row.diff is None else decode_diff(row.diff)
-        duration = data.get("duration", 0.0)
-        started = data.get("started", row.at - duration)
-        return Finished("success", output, diff, jump, data.get("sent", False), data.get("attempt", 1), started, duration, None, row.seq)
+        return _success(row, data, output, diff, jump)
+
+    def _team(self, row: Row, data: dict[str, Any]) -> Finished:
+        """Put a team's answer together from what its members gave."""
+        output: list[dict[str, Any]] = []
+        parts: list[tuple[int, StateDiff]] = []
+        jump: tuple[str, Any] | None = None
+        errors = data.get("errors", {})
+        for member in data["answer"]:
+            text, error = f"{data.get('under', row.step)}/{member}", errors.get(str(member))
+            done = self.finished(text) if error is None else None
+            value = None
+            if done is not None:
+                value = done.output if done.jump is None else done.jump[1]
+                value = value.load() if isinstance(value, Encoded) and not is_large(value) else value
+                parts += [(member, done.diff)] if done.diff is not None else []
+                parts += done.parts
+                if done.jump is not None and data.get("jump") == done.jump[0] and (jump is None or member < jump[1][0]):
+                    jump = done.jump[0], (member, done)
+            output.append({"member_index": member, "result": value, "error": error, "is_success": error is None})
+        parts.sort(key=lambda part: part[0])
+        if jump is None:
+            return _success(row, data, output, None, None)._replace(parts=parts)
+        done = jump[1][1]
+        return _success(row, {**data, "sent": done.sent}, None, None, done.jump)._replace(parts=parts)
+
+    def failure(self, step: str, attempt: int) -> tuple[int, str] | None:
+        """Return (number of the event, why) where a member of a team failed in an attempt of its team."""
+        found = self._failures.get(step)
+        return None if found is None or found[0] != attempt else found[1:]
+
+    def given(self, step: str) -> Any:
+        """Return the input that a team's mapper made for a member, None where there is none."""
+        data = self._given.get(step)
+        return None if data is None else Encoded(data)
+
+    def winners(self, step: str) -> Sequence[int]:
+        """Return who won in a team, in order."""
+        return self._winners.get(step, ())
+
+    def left_behind(self) -> list[tuple[str, str, int]]:
+        """Return (node, step, attempt) of those who had lost when the process that performed them ended; nobody wrote down their stop."""
+        return [(node, step, attempt) for step, (node, attempt) in self._under_way.items() if step.rpartition("/")[0] in self._winners]
 
     @property
     def succeeded(self) -> int:
@@ -247,6 +321,12 @@ class Recorded:
         """Let go of a finished step that was taken in."""
         if (row := self._finished.get(step)) is not None:
             self._finished[step] = row._replace(output=None, diff=None)
+
+
+def _success(row: Row, data: dict[str, Any], output: Any, diff: StateDiff | None, jump: tuple[str, Any] | None) -> Finished:
+    duration = data.get("duration", 0.0)
+    started = data.get("started", row.at - duration)
+    return Finished("success", output, diff, jump, data.get("sent", False), data.get("attempt", 1), started, duration, None, row.seq)
 
 
 def info_of(row: Row) -> dict[str, Any]:

@@ -13,7 +13,7 @@ DURABLE = frozenset(
     {
         *("run_started", "run_paused", "run_resumed", "run_cancelled", "run_completed", "run_failed", "run_timed_out"),
         *("step_started", "step_succeeded", "step_failed", "step_retrying", "step_skipped", "step_stopped"),
-        *("condition_decided", "condition_failed", "jumped", "conflict", "once_intended", "once_done", "note"),
+        *("condition_decided", "condition_failed", "jumped", "conflict", "member_won", "member_lost", "once_intended", "once_done", "note"),
     }
 )
 TRANSIENT = frozenset({"progress", "layer_started", "layer_finished", "commit_succeeded", "commit_failed"})
@@ -38,14 +38,17 @@ class Event(NamedTuple):  # a tuple, since two are made for each step of a run
                       from (the status before), definition (where it differs)
     run_paused run_cancelled run_completed   finished (how many `step_succeeded` there are); completed: output
     run_failed        error (type, message, traceback), finished        run_timed_out  limit, finished
-    step_started      for a map items (how many); the pass is in the step id; told of all steps of a layer before the first starts, so that
+    step_started      for a map items (how many), for a team members (how many), for a member of one member (its name) and, where the
+                      team maps its input, input; the pass is in the step id; told of all steps of a layer before the first starts, so that
                       one that then has to wait, and is not let start any more, has no further event
     step_succeeded    output, duration, worker; for a map items instead of output; writes (keys), deletes (keys);
-                      of a jumper jump (its target), sent (whether with an input, which is the output)
+                      of a jumper jump (its target), sent (whether with an input, which is the output);
+                      of a team answer (the members whose results are its output), errors (of those that failed) instead of output
     step_failed       error (type, message, traceback), duration        step_skipped   error, if it failed first
     step_retrying     error, delay (seconds), due (seconds since 1970)  step_stopped   reason, stopped_after (seconds)
     condition_decided source, target, verdict, late                     condition_failed source, target, error
     jumped            target, input (a large one: input_of, its step)   conflict       key, nodes, layer
+    member_won        score, where a judge gave one                     member_lost    reason, stopped_after (seconds), score
     once_intended     key                                               once_done      key, value
     note              text
 

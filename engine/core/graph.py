@@ -12,7 +12,7 @@ from engine.core.registry import unknown
 from engine.errors import DefinitionError, UnknownName
 
 Join = Literal["any", "all"] | int
-Kind = Literal["step", "map", "workflow"]
+Kind = Literal["step", "map", "workflow", "member"]
 
 PLAIN: Final = Policy()
 """How a node is performed that says nothing about it."""
@@ -29,6 +29,22 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
+
+
+class Composite:
+    """A body that is made of bodies: driven where its run is, with each of them as a step. A Workflow, or a Team."""
+
+    def compiled(self) -> Any:
+        """Return what is driven, with the bodies in it."""
+        raise NotImplementedError
+
+    def problems(self) -> list[Problem]:
+        """Return everything that is wrong with it, warnings too."""
+        return []
+
+    def contains(self, other: Any) -> bool:
+        """Tell whether something is this, or in it at any depth."""
+        return other is self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

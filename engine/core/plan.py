@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from engine.core.graph import Edge, Graph, Node, grouped
 from engine.core.registry import unknown
+from engine.core.team import Strategy, TeamPlan
 from engine.errors import UnknownName
 
 
@@ -94,7 +95,7 @@ def compile_plan(graph: Graph, options: Options) -> Plan:
         depends=grouped(on, node, len(index)),
         dependents=grouped(node, on, len(index)),
         entries=tuple(sorted({index[name] for name in graph.entries})),
-        simple=bytearray(n.kind == "step" and n.policy.plain and not isinstance(n.body, Plan) for n in graph.nodes.values()),
+        simple=bytearray(n.kind == "step" and n.policy.plain and not isinstance(n.body, (Plan, TeamPlan)) for n in graph.nodes.values()),
         options=options,
     )
 
@@ -151,18 +152,25 @@ def fingerprints(plan: Plan) -> dict[str, str]:
     entries = set(plan.entries)
     found: dict[str, str] = {}
     for i, node in enumerate(plan.nodes):
-        inner = fingerprints(node.body) if isinstance(node.body, Plan) else None
+        inner = _inner_shape(node.body)
         waits = sorted(plan.names[d] for d in plan.depends[i])
         shape = (node.name, node.kind, node.over, str(node.join), incoming[i], waits, i in entries, inner)
         found[node.name] = hashlib.blake2b(repr(shape).encode(), digest_size=6).hexdigest()
     return found
 
 
+def _inner_shape(body: Any) -> Any:
+    if isinstance(body, TeamPlan):
+        return body.shape(), [_inner_shape(member.body) for member in body.members]
+    return fingerprints(body) if isinstance(body, Plan) else None
+
+
 def definition_hash(plan: Plan) -> str:
-    """Return a hash of names, edges, joins and policies; a mended body does not change it."""
+    """Return a hash of names, edges, joins, policies and what settles teams; a mended body does not change it."""
     if "hash" in plan.memo:
         return plan.memo["hash"]
     policies = [repr(node.policy) for node in plan.nodes]
+    policies += [f"{b.strategy.stagger} {b.width} {b.timeout}" for node in plan.nodes if isinstance(b := node.body, TeamPlan)]
     edges = [(e.source, e.target, e.condition is not None) for e in plan.edges]
     entries = [plan.names[e] for e in plan.entries]
     text = repr((fingerprints(plan), policies, edges, entries))
@@ -173,7 +181,7 @@ def definition_hash(plan: Plan) -> str:
 def to_data(plan: Plan) -> dict[str, Any]:
     """Return the shape of a plan as plain data: enough to replay a recorded run without its code."""
     return {
-        "nodes": [[n.name, n.kind, n.join, n.over, to_data(n.body) if isinstance(n.body, Plan) else None] for n in plan.nodes],
+        "nodes": [[n.name, n.kind, n.join, n.over, _inner_data(n.body)] for n in plan.nodes],
         "edges": [[plan.source[i], plan.target[i], edge.condition is not None] for i, edge in enumerate(plan.edges)],
         "depends": [[node, on] for node, waits in enumerate(plan.depends) for on in waits],
         "entries": list(plan.entries),
@@ -188,7 +196,7 @@ def from_data(data: Mapping[str, Any]) -> Plan:
     """Return a plan without bodies; conditions are marks that say that there is one."""
     graph = Graph(allow_cycles=True)
     for name, kind, join, over, inner in data["nodes"]:
-        graph.nodes[name] = Node(name=name, kind=kind, join=join, over=over, body=None if inner is None else from_data(inner))
+        graph.nodes[name] = Node(name=name, kind=kind, join=join, over=over, body=_inner_from(inner))
     names = list(graph.nodes)
     for source, target, conditional in cast("list[tuple[int, int, bool]]", data["edges"]):
         graph.edges.append(Edge(names[source], names[target], _recorded if conditional else None))
@@ -200,8 +208,26 @@ def from_data(data: Mapping[str, Any]) -> Plan:
     return compile_plan(graph, options)
 
 
+def _inner_data(body: Any) -> dict[str, Any] | None:
+    if isinstance(body, TeamPlan):
+        members = [[member.name, _inner_data(member.body)] for member in body.members]
+        pick = body.strategy.pick
+        return {"team": body.name, "members": members, "need": body.strategy.need, "pick": "judge" if callable(pick) else pick}
+    return to_data(body) if isinstance(body, Plan) else None
+
+
+def _inner_from(data: Mapping[str, Any] | None) -> Any:
+    if data is None:
+        return None
+    if "team" not in data:
+        return from_data(data)
+    strategy = Strategy(data["need"], pick=_recorded if data["pick"] == "judge" else data["pick"])
+    members = tuple(Node(name=name, body=_inner_from(inner)) for name, inner in data["members"])
+    return TeamPlan(name=data["team"], members=members, strategy=strategy)
+
+
 def _recorded(*_: Any) -> bool:
-    raise LookupError("the condition of a recorded run is not asked again")
+    raise LookupError("the conditions and judges of a recorded run are not asked again")
 
 
 def rewired(before: Plan, after: Plan) -> list[str]:

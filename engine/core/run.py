@@ -89,10 +89,19 @@ class Ask(NamedTuple):
     """Whether the target has started without waiting for this verdict."""
 
 
-class Answer(NamedTuple):
-    """What user code answered to an `Ask` (a truth value) or a `Combine` (the value)."""
+class Apply(NamedTuple):
+    """A question of a team's: what does its mapper or judge make of some values?"""
 
-    question: Ask | Combine
+    function: Any
+    given: Sequence[Any]
+    where: str
+    """What it is to the reader of an error."""
+
+
+class Answer(NamedTuple):
+    """What user code answered to an `Ask` (a truth value), a `Combine` or an `Apply` (the value)."""
+
+    question: Ask | Combine | Apply
     value: Any = None
     error: BaseException | None = None
     """A condition that failed counts as false; a reducer that failed fails the run."""

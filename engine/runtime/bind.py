@@ -18,6 +18,7 @@ from typing import Any
 from engine.checkpoint.codec import build, is_model
 from engine.core.context import Context
 from engine.core.plan import Plan
+from engine.core.team import TeamPlan
 from engine.errors import DefinitionError
 
 CONTEXT_NAMES = frozenset({"ctx", "context", "workflow_context"})
@@ -26,13 +27,15 @@ CONTEXT_NAMES = frozenset({"ctx", "context", "workflow_context"})
 class Binding:
     """A body with what the engine knows of it: `call(context, input)` gives its answer, or an awaitable of it."""
 
-    __slots__ = ("annotation", "asks", "body", "call", "is_async", "key", "wants_context")
+    __slots__ = ("annotation", "asks", "body", "brief", "call", "is_async", "key", "wants_context")
 
     def __init__(
         self, body: Any, function: Callable[..., Any], call: Callable[[Any, Any], Any], annotation: Any, *, wants_context: bool, asks: bool
     ) -> None:
         """Made by `bind`."""
         self.asks = asks
+        self.brief = False
+        """Whether of an output with a text `content`, as an agent's is, that text alone is taken."""
         self.body = body
         self.call = call
         self.annotation = annotation
@@ -43,7 +46,7 @@ class Binding:
         """What its costs are learnt by."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(bind, asks=self.asks), (self.body, "")
+        return partial(bind, asks=self.asks, brief=self.brief), (self.body, "")
 
     def prepare(self, given: Any) -> Any:
         """Return the input as the body wants it: built, where it asks for a model or dataclass."""
@@ -59,13 +62,19 @@ def is_async(function: Any) -> bool:
     return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def bind(body: Any, where: str, *, asks: bool = False) -> Binding:
-    """Read the signature of a body, or of a condition where it `asks`.
+def bind(body: Any, where: str, *, asks: bool = False, brief: bool = False) -> Binding:
+    """Read the signature of a body, or of a condition where it `asks`; `brief` as in `Binding`.
 
     Raises: DefinitionError for what is no body: a class, a generator function, a parameter that nothing can fill.
     """
     if isinstance(body, Binding):
         return body
+    binding = _bound(body, where, asks=asks)
+    binding.brief = brief
+    return binding
+
+
+def _bound(body: Any, where: str, *, asks: bool) -> Binding:
     what = f"{'condition of edge' if asks else 'node'} {where!r}: " if where else ""
     if isinstance(body, type):
         raise DefinitionError(f"{what}{body.__name__} is a class; pass an instance", where=where)
@@ -185,9 +194,13 @@ def code_of(plan: Plan) -> str:
     if "code" not in plan.memo:
         digest = hashlib.blake2b(digest_size=12)
         known: dict[int, bytes] = {}
-        for thing in [*(n.body for n in plan.nodes), *(e.condition for e in plan.edges)]:
+        things = [*(n.body for n in plan.nodes), *(e.condition for e in plan.edges)]
+        for thing in things:
+            if isinstance(thing, TeamPlan):
+                things += [*(member.body for member in thing.members), thing.mapper, thing.judge]
+                continue
             if id(thing) not in known:
-                known[id(thing)] = code_of(thing).encode() if isinstance(thing, Plan) else _code_bytes(getattr(thing, "body", None))
+                known[id(thing)] = code_of(thing).encode() if isinstance(thing, Plan) else _code_bytes(getattr(thing, "body", thing))
             digest.update(known[id(thing)])
         plan.memo["code"] = digest.hexdigest()
     return plan.memo["code"]

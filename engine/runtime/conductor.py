@@ -47,11 +47,15 @@ class Conductor:
         if self._first is not None:
             kind, data, given = self._first
             ledger.tell(kind, data=data, output=given, value=driver.run.input if kind == "run_started" else None)
+            for node, step, attempt in driver.recorded.left_behind() if driver.recorded else ():
+                driver.tell("member_lost", node, step, {"reason": "the process that performed it ended"}, attempt=attempt)
         if self.timeout is not None and self.timeout <= 0:
             self.control.request(Halt.TIMEOUT)
         inner = asyncio.get_running_loop().create_task(driver.drive())
         try:
             await self._attend(inner)
+            if driver.stops:
+                await asyncio.wait(driver.stops, timeout=2 * STUBBORN + driver.executor.patience)
             await self._end(inner)
         except asyncio.CancelledError:
             self.control.request(Halt.DRAIN)

@@ -1,8 +1,9 @@
 """The port through which a driver has calls performed: in this process, on Ray, in a simulation. It decides nothing."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from engine.core.run import Answer, Ask
+from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.step import Call, Moment, Outcome
 
@@ -45,7 +46,7 @@ class Executor(Protocol):
         """Stop calls; return those whose bodies go on unattended."""
         ...
 
-    async def ask(self, questions: list[Ask | Combine], moment: Moment) -> list[Answer]:
+    async def ask(self, questions: Sequence[Ask | Combine | Apply], moment: Moment) -> list[Answer]:
         """Let user code answer."""
         ...
 

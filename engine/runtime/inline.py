@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, time
 from typing import Any
 
-from engine.core.run import Answer, Ask
+from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.step import Call, Moment, Outcome, ask, attempt, carried, holdable, reduce
 
@@ -301,14 +301,14 @@ class InlineExecutor:
             await asyncio.wait(running, timeout=grace)
         return [c for task, c in running.items() if not task.done() or not c.binding.is_async]
 
-    async def ask(self, questions: Sequence[Ask | Combine], moment: Moment) -> list[Answer]:
+    async def ask(self, questions: Sequence[Ask | Combine | Apply], moment: Moment) -> list[Answer]:
         """Answer all questions at once."""
         if len(questions) == 1:
             return [await self._ask(questions[0], moment)]
         return await asyncio.gather(*(self._ask(question, moment) for question in questions))
 
-    async def _ask(self, question: Ask | Combine, moment: Moment) -> Answer:
-        if isinstance(question, Combine):
+    async def _ask(self, question: Ask | Combine | Apply, moment: Moment) -> Answer:
+        if isinstance(question, (Combine, Apply)):
             return await reduce(question, moment, self._threads.perform)
         if moment.plan.edges[question.edge].condition.is_async:  # type: ignore[union-attr]
             return await ask(question, moment, self._threads.perform, moment.scene.run_id)

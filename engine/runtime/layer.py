@@ -15,9 +15,10 @@ from engine.core.registry import unknown
 from engine.core.routing import Step
 from engine.core.run import Layer, StepResult
 from engine.core.state import StateDiff, opened
-from engine.errors import GeckoError, StepFailed, StepTimedOut
-from engine.runtime.bulk import encoded
+from engine.core.team import TeamPlan
+from engine.errors import StepFailed
 from engine.runtime.control import Halt
+from engine.runtime.nested import Nested
 from engine.runtime.spill import LARGE
 from engine.runtime.step import STUBBORN, Call, Outcome
 from engine.runtime.unit import Unit, recalled, size_of
@@ -45,7 +46,7 @@ class LayerWork:
         self._running: dict[str, Call] = {}
         self._since: dict[str, float] = {}
         """When what runs was started."""
-        self._children: dict[str, tuple[Driver, asyncio.Task[Any]]] = {}
+        self._nested = Nested(driver, driver.control, self._report, self._let_go)
         self._free = driver.at_once
         self._open = True
         self._failing = False
@@ -74,7 +75,8 @@ class LayerWork:
             elif not self._recall(unit, unit.text, 0):
                 attempt = self._first_attempt(unit.text)
                 at_once = self._enqueue(unit, None, attempt)
-                driver.tell("step_started", unit.name, unit.text, attempt=attempt if at_once else 1)
+                told = {"members": len(body.members)} if isinstance(body := unit.node.body, TeamPlan) else None
+                driver.tell("step_started", unit.name, unit.text, told, attempt=attempt if at_once else 1)
 
     def _unit(self, step: Step) -> Unit:
         unit = self.units[step.node] = Unit(self.driver, step, self.driver.step_text(step.node, step.at), self._now)
@@ -203,7 +205,7 @@ class LayerWork:
     def _over(self) -> bool:
         if self._left == 0:
             return True
-        return not self._open and not self._running and not self._children
+        return not self._open and not self._running and not self._nested
 
     def _close_gate(self, halt: Halt) -> None:
         """Let nothing more start: neither what waits here or for a retry, nor what the executor has and has not begun."""
@@ -220,8 +222,7 @@ class LayerWork:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
-        for child, _ in self._children.values():
-            child.control.request(halt or Halt.DRAIN)  # beside a failed step it is drained
+        self._nested.request(halt or Halt.DRAIN)  # beside a failed step they are drained
 
     def _pump(self) -> None:
         """Start what may start now."""
@@ -244,7 +245,7 @@ class LayerWork:
             if self._free is not None:
                 self._free -= 1
             if unit is not None and self.driver.is_nested(call):
-                self._start_child(unit, call)
+                self._nested.start(call, self.driver.child(unit, call))
             else:
                 self._running[call.step_id], self._since[call.step_id] = call, now
                 calls.append(call)
@@ -253,49 +254,10 @@ class LayerWork:
             self.driver.executor.submit(calls, self.moment, self._report)
             self._pumping = False
 
-    def _start_child(self, unit: Unit, call: Call) -> None:
-        child = self.driver.child(unit, call)
-        self._children[call.step_id] = child, self.driver.spawn(self._drive_child(unit, call, child))
-
-    async def _drive_child(self, unit: Unit, call: Call, child: "Driver") -> None:
-        outcome = Outcome(call, self.clock.now())
-        begun = self.clock.monotonic()
-        expiring = None if call.limit is None else self._expire_child(call, child)
-        try:
-            await child.drive()
-            outcome.error = child.run.error
-            outcome.output = child.run.last
-            if outcome.error is None and not child.halted and self.driver.ledger.stores:
-                outcome.output_data = await encoded(outcome.output, f"output of {call.label!r}")
-        except asyncio.CancelledError:  # by `_stop` or its limit, in the middle of a call of its own
-            child.halted = True
-        except GeckoError as error:
-            outcome.error = error
-        outcome.duration = self.clock.monotonic() - begun
-        self._children.pop(call.step_id, None)
-        if expiring is not None:
-            expiring.cancel()
-            if child.halted and child.control.halt is Halt.TIMEOUT:
-                outcome.error = StepTimedOut(f"step {call.label!r} timed out after {call.limit:g} s", node=call.label)
-        if child.halted and outcome.error is None:
-            unit.running -= 1
-            self.driver.control.wake()
-            return
-        self._report(outcome)
-
-    def _expire_child(self, call: Call, child: "Driver") -> asyncio.TimerHandle:
-        """Let a sub-workflow stop at its limit; a run's own limit never gets here, since it stops the whole layer."""
-        _, driving = self._children[call.step_id]
-
-        def expire() -> None:
-            if not self.driver.control.halt.hard:
-                child.control.request(Halt.TIMEOUT)
-                child.stop_direct(driving, "its limit")
-
-        assert call.limit is not None
-        if call.limit <= 0:
-            child.control.request(Halt.TIMEOUT)
-        return asyncio.get_running_loop().call_later(call.limit, expire)
+    def _let_go(self, call: Call) -> None:
+        """Take note of a sub-workflow or team that was stopped before its end."""
+        self.units[call.number].running -= 1
+        self.driver.control.wake()
 
     def _report(self, outcome: Outcome) -> None:
         """Take one outcome in; called on the event loop, by an executor that could do nothing about an error of ours."""
@@ -442,7 +404,7 @@ class LayerWork:
         spill, call = self.driver.spill, outcome.call
         if spill is not None and outcome.jump is None and outcome.seq and size_of(outcome) >= LARGE:
             spill.note(call.number, outcome.output, (outcome.seq,), whole=True)
-        diffs = () if outcome.diff is None else ((call.node.name, outcome.diff),)
+        diffs = outcome.diffs(call.node.name)
         return StepResult(call.number, "success", outcome.output, diffs, outcome.jump, call.attempt, outcome.started, outcome.duration)
 
     def _settle_item(self, unit: Unit, index: int, outcome: Outcome) -> None:
@@ -460,8 +422,8 @@ class LayerWork:
             assert outcome is not None
             large = size_of(outcome) >= LARGE  # stays in its bytes until somebody reads it
             outputs.append(None if outcome.error is not None else outcome.output if large else opened(outcome.output))
-            if outcome.diff is not None and outcome.error is None:
-                diffs.append((f"{unit.node.name}[{i}]", outcome.diff))
+            if outcome.error is None:
+                diffs += outcome.diffs(f"{unit.node.name}[{i}]")
         duration = self.clock.now() - unit.started
         if not self._is_recorded(unit.text):
             self.driver.ledger.finished += 1
@@ -489,11 +451,4 @@ class LayerWork:
             why = f"{reason}; the body goes on unattended" if step_id in unattended else reason
             data = {"reason": why, "stopped_after": self.clock.now() - self._since[step_id]}
             self.driver.tell("step_stopped", self.driver.path + call.node.name, self._text(call), data, attempt=call.attempt)
-        for child, driving in list(self._children.values()):
-            child.control.request(Halt.CANCEL)
-            child.stop_direct(driving, reason)
-        while self._children:
-            waiter = self.driver.control.waiter()
-            done, _ = await asyncio.wait({waiter}, timeout=2 * STUBBORN + self.driver.executor.patience)
-            if not done:
-                break
+        await self._nested.stop(reason)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.checkpoint.codec import encode
-from engine.checkpoint.record import event_of
+from engine.checkpoint.record import CALLED, event_of
 from engine.core.events import Event
 from engine.errors import LeaseLost, StoreUnavailable
 from engine.ports import Appended, Claim, Clock, Log, Row
@@ -41,6 +41,9 @@ PAUSES = (0.05, 0.2, 0.8, 2.0)
 """Seconds between attempts to append while the storage refuses."""
 
 _TELL_A_VALUE = frozenset(["run_started", "run_completed", "step_succeeded", "once_done"])
+
+_INSTEAD = frozenset(["items", "answer"])
+"""What a map and a team tell in place of a value."""
 
 Listener = Callable[[Event], object]
 
@@ -129,10 +132,9 @@ class Ledger:
             self._rows.append(Row(self.seq, self.clock.now(), kind, node, step, output, diff, encode(data, where=kind) if data else None))
         elif self.listeners:
             step_id = f"{self.run_id}/{step}" if step else ""
-            named = "input" if kind == "run_started" else "value" if kind == "once_done" else "output"
             told = data or {}
-            if value is not None or (kind in _TELL_A_VALUE and "items" not in told):  # None is a value too; a map tells its items instead
-                told = {**told, named: value}
+            if value is not None or (kind in _TELL_A_VALUE and not told.keys() & _INSTEAD):  # None is a value too
+                told = {**told, CALLED.get(kind, "output"): value}
             attempt = attempt or (1 if step else 0)
             self._show(Event(self.run_id, self.seq, datetime.now(UTC), kind, node, step_id, attempt, told))
 

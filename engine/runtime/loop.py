@@ -19,14 +19,17 @@ from engine.core.plan import Plan
 from engine.core.routing import ABSENT, Step
 from engine.core.run import Answer, Ask, Layer, News, Run, StepResult, apply, ready, start
 from engine.core.state import Combine, opened
+from engine.core.team import MemberResult, TeamPlan
 from engine.errors import InDoubt
 from engine.runtime.bulk import encoded
 from engine.runtime.control import GRACE, Control
 from engine.runtime.executor import Executor
 from engine.runtime.layer import LayerWork
 from engine.runtime.ledger import Ledger
+from engine.runtime.nested import Child
 from engine.runtime.spill import LARGE, Spill
 from engine.runtime.step import Call, Moment, Outcome, perform_once
+from engine.runtime.team import TeamWork
 from engine.runtime.unit import Unit
 
 logger = logging.getLogger(__name__)
@@ -44,9 +47,9 @@ class Driver:
 
     def __init__(
         self, plan: Plan, run: Run, scene: Scene, ledger: Ledger, executor: Executor, *, recorded: Recorded | None = None,
-        control: Control | None = None, parent: "tuple[Driver, Unit, Call] | None" = None,
+        control: Control | None = None, parent: "tuple[Driver, str, str] | None" = None,
     ) -> None:  # fmt: skip
-        """Drive `run` from where it stands; `parent` is the driver, unit and call that a sub-workflow runs in."""
+        """Drive `run` from where it stands; `parent` is the driver around a sub-workflow, its path there, and how its steps' ids begin."""
         self.plan = plan
         self.run = run
         self.scene = scene
@@ -79,10 +82,13 @@ class Driver:
         self._numbered: dict[str, deque[int]] | None = None
         self._beyond = 0
         self._background: set[asyncio.Task[Any]] = set()
+        self.stops: set[asyncio.Task[Any]] = set()
+        """What stops the losers of teams, beside what comes after them; the run's end waits for it."""
+        self.results: list[MemberResult] | None = None
+        """Of a team that is performed alone: how its members ended."""
         if parent is not None:
-            outer, unit, call = parent
-            text = unit.text if call.ordinal is None else f"{unit.text}/{call.ordinal}"
-            self.path, self.prefix, self._ordinals = f"{unit.name}/", f"{text}/" if call.spare is None else f"{text}/fallback/", {}
+            outer, self.path, self.prefix = parent
+            self._ordinals, self.stops = {}, outer.stops
             self.log_id, self.grace = outer.log_id, outer.grace
             self.at_once = min((n for n in (self.at_once, outer.at_once) if n is not None), default=None)
 
@@ -120,25 +126,43 @@ class Driver:
         return running
 
     def is_nested(self, call: Call) -> bool:
-        """Tell whether a call is a sub-workflow, driven here instead of performed by the executor."""
-        return isinstance((call.spare or call.node).body, Plan)
+        """Tell whether a call is a sub-workflow or a team, driven here instead of performed by the executor."""
+        return isinstance((call.spare or call.node).body, (Plan, TeamPlan))
 
-    def child(self, unit: Unit, call: Call) -> "Driver":
-        """Return the driver of a sub-workflow: its events and steps lie in this run's log."""
+    def child(self, unit: Unit, call: Call, *, text: str | None = None) -> "Child":
+        """Return what drives a sub-workflow or a team: its events and steps lie in this run's log.
+
+        `text` is the id without the run's of a member that is one; else the id is that of the call's own step.
+        """
+        outer = text or (unit.text if call.ordinal is None else f"{unit.text}/{call.ordinal}")
+        if call.spare is not None:
+            outer = f"{outer}/fallback"
+        if isinstance((call.spare or call.node).body, TeamPlan):
+            return TeamWork(self, unit, call, outer)
+        return self._sub_workflow(unit, call, outer)
+
+    def _sub_workflow(self, unit: Unit, call: Call, text: str) -> "Driver":
         plan: Plan = (call.spare or call.node).body
-        item = "" if call.ordinal is None else f".{call.ordinal}"
-        run_id = f"{self.run.id}.{unit.node.name}.{call.at}{item}"
+        inside = text.removeprefix(unit.text).replace("/fallback", "").replace("/", ".")
+        run_id = f"{self.run.id}.{unit.node.name}.{call.at}{inside}"
         run = start(plan, run_id, call.input)
         run.changes = None if self.run.changes is None else []
         scene = Scene(run_id=run_id, session_id=self.scene.session_id, input=call.input, private=private, rows=run.rows, services=None,
                       metadata={**self.scene.metadata, "parent_run_id": self.run.id}, deadline=self.scene.deadline)  # fmt: skip
         if unit.kept is None and (unit.node.policy.retry is not None or self.keeps):
             unit.kept = self.recorded or Recorded.empty()
-        driver = Driver(plan, run, scene, self.ledger, self.executor, recorded=unit.kept or self.recorded, parent=(self, unit, call))
+        recorded = unit.kept or self.recorded
+        driver = Driver(plan, run, scene, self.ledger, self.executor, recorded=recorded, parent=(self, f"{unit.name}/", f"{text}/"))
         driver.keeps = unit.kept is not None
         scene.services = driver
         driver.control.request(self.control.halt)
         return driver
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Put what came of a sub-workflow into the outcome of its call."""
+        outcome.error, outcome.output = self.run.error, self.run.last
+        if outcome.error is None and not self.halted and self.ledger.stores:
+            outcome.output_data = await encoded(outcome.output, f"output of {outcome.call.label!r}")
 
     async def drive(self) -> None:
         """Go on until the run has ended, or stops because it was asked to."""
@@ -255,7 +279,7 @@ class Driver:
             self.tell_success(self.path + name, text, outcome)
             if outcome.output_data is not None and len(outcome.output_data) >= LARGE and self.spill is not None:
                 self.spill.note(step.node, outcome.output, (outcome.seq,), whole=True)
-        diffs = () if outcome.diff is None else ((name, outcome.diff),)
+        diffs = outcome.diffs(name)
         self.ending = (text, outcome.output)
         return (StepResult(step.node, "success", outcome.output, diffs, None, 1, outcome.started, outcome.duration),)
 
@@ -288,7 +312,7 @@ class Driver:
             if self.keeps and self.recorded is not None:
                 source = self.step_text(self.plan.source[question.edge], question.at)
                 self.recorded.verdicts[source, self.plan.names[self.plan.target[question.edge]]] = bool(answer.value)
-        elif self.live and not self.ledger.quiet and answer.error is None:
+        elif isinstance(question, Combine) and self.live and not self.ledger.quiet and answer.error is None:
             text = f"{question.reducer} combined the writes of {', '.join(question.nodes)}"
             data = {"text": text, "reduced": repr(question.key), "layer": layer}
             kept = None
@@ -328,7 +352,7 @@ class Driver:
             jump = None if outcome.jump is None else (outcome.jump.node, outcome.jump.sent if outcome.jump.sent is not ABSENT else None)
             sent = outcome.jump is not None and outcome.jump.sent is not ABSENT
             self.recorded.keep(text, Finished("success", outcome.output, outcome.diff, jump, sent, outcome.call.attempt, outcome.started,
-                                              outcome.duration, None))  # fmt: skip
+                                              outcome.duration, None, parts=outcome.parts))  # fmt: skip
         if ledger.quiet or not self.live:
             ledger.seq += 1
             return
@@ -338,6 +362,8 @@ class Driver:
             sent = outcome.jump.sent
             data["jump"], data["sent"] = outcome.jump.node, sent is not ABSENT
             value = None if sent is ABSENT else sent
+        if outcome.answer is not None:
+            data, value = {**data, **outcome.answer}, None
         if outcome.worker:
             data["worker"] = outcome.worker
         if not ledger.stores and outcome.diff is not None:

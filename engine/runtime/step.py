@@ -24,7 +24,7 @@ from engine.core.history import Window
 from engine.core.ids import make_step_id
 from engine.core.plan import Plan
 from engine.core.routing import ABSENT, Next
-from engine.core.run import Answer, Ask
+from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine, Growth, StateDiff, opened
 from engine.errors import NotStorable, StepFailed, StepTimedOut
 from engine.runtime.bind import is_async
@@ -98,8 +98,12 @@ class Outcome:
     duration = 0.0
     output: Any = None
     diff: StateDiff | None = None
+    parts: Sequence[tuple[int, StateDiff]] = ()
+    """Of a team: what those members wrote whose results are its answer, by member."""
     jump: Next | None = None
     error: BaseException | None = None
+    answer: dict[str, Any] | None = None
+    """Of a team: what its event tells instead of the output, which lies with its members."""
     output_data: bytes | None = None
     diff_data: bytes | None = None
     final = False
@@ -117,6 +121,12 @@ class Outcome:
         """An attempt that began at `started` (seconds since 1970)."""
         self.call = call
         self.started = started
+
+    def diffs(self, label: str) -> list[tuple[str, StateDiff]]:
+        """Return what was written, each part with the label of whoever wrote it."""
+        if self.parts:
+            return [(f"{label}[{member}]", diff) for member, diff in self.parts]
+        return [] if self.diff is None else [(label, self.diff)]
 
 
 async def attempt(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
@@ -297,6 +307,8 @@ def _keep(outcome: Outcome, ctx: Context | None, value: Any, version: int) -> No
             gone = frozenset(k for k in diff.deleted if k not in written) if diff else frozenset[Any]()
             diff = StateDiff(written, gone, version)
     else:
+        if outcome.call.binding.brief and isinstance(content := getattr(value, "content", None), str):
+            value = content
         outcome.output = value if type(value) in SHARED else to_data(plain_state(value), where=_place(outcome, None))
     if diff is not None and (diff.written or diff.deleted):
         outcome.diff = _diff_as_data(diff, outcome.call.label)
@@ -390,20 +402,22 @@ async def judged(binding: Any, ctx: Context, given: Any, off_loop: OffLoop) -> t
         return False, told(error)
 
 
-async def reduce(question: Combine, moment: Moment, off_loop: OffLoop) -> Answer:
-    """Let a custom reducer combine concurrent writes."""
-    function = moment.plan.options.custom[question.reducer]
-    where = f"reducer {question.reducer} of state key {question.key!r}"
-    value, error = await combined(function, lambda: (private(question.base), [private(w) for w in question.writes]), off_loop, where)
-    return Answer(question, value, error)
+async def reduce(question: Combine | Apply, moment: Moment, off_loop: OffLoop) -> Answer:
+    """Let a custom reducer combine concurrent writes; a team's mapper or judge say what they make of what they are given."""
+    if isinstance(question, Apply):
+        function, given, where = question
+    else:
+        function, given = moment.plan.options.custom[question.reducer], (question.base, question.writes)
+        where = f"reducer {question.reducer} of state key {question.key!r}"
+    return Answer(question, *await combined(function, lambda: [private(value) for value in given], off_loop, where))
 
 
 async def combined(
     function: Callable[..., Any], given: Callable[[], Sequence[Any]], off_loop: OffLoop, where: str
 ) -> tuple[Any, BaseException | None]:
-    """Return what a reducer makes of `given()`, the base and the writes, as data; or why it cannot. Errors say `where`."""
+    """Return what a function makes of `given()`, as data; or why it cannot. Errors say `where`."""
     try:
-        value = await off_loop(lambda: function(*given()))
+        value = await function(*given()) if is_async(function) else await off_loop(lambda: function(*given()))
         return await as_data(await value if inspect.isawaitable(value) else value, where), None
     except BaseException as error:  # user code may raise anything
         if is_ours(error):

@@ -44,6 +44,8 @@ class Unit:
         self.name = driver.path + node.name
         self.started = now
         self.width = node.width
+        self.members: dict[str, dict[int, Outcome]] = {}
+        """Of a team, by the id of its step: whose success an earlier attempt has."""
 
     def left(self, item: int | None, now: float) -> float | None:
         """Return the seconds left of the node's limit for an item (None: for the step); None without a limit."""
@@ -67,6 +69,7 @@ def recalled(done: "Finished", call: Call) -> Outcome:
     """Return the outcome of a call that the log has as finished."""
     outcome = Outcome(call, done.started)
     outcome.output, outcome.diff, outcome.duration, outcome.seq = done.output, done.diff, done.duration, done.seq
+    outcome.parts = done.parts
     if done.jump is not None:
         target, sent = done.jump
         outcome.jump = Next(target)

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.checkpoint.record import Recorded
 from engine.core.graph import Node
-from engine.core.run import Answer, Ask
+from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.bind import Binding
 from engine.runtime.step import Call, Moment, Outcome, ask, attempt, reduce
@@ -83,13 +83,13 @@ class SimulatedExecutor:
             await asyncio.wait(running, timeout=grace)
         return [c for task, c in running.items() if not task.done() or not c.node.body.is_async]
 
-    async def ask(self, questions: Sequence[Ask | Combine], moment: Moment) -> list[Answer]:
+    async def ask(self, questions: Sequence[Ask | Combine | Apply], moment: Moment) -> list[Answer]:
         """Answer all questions at once."""
         await self._stay_alive()
         run_id = moment.scene.run_id
         answers: list[Answer] = []
         for question in questions:
-            if isinstance(question, Combine):
+            if isinstance(question, (Combine, Apply)):
                 answers.append(await reduce(question, moment, self._loop.perform))
             else:
                 self._note_question(question, moment)

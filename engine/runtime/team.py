@@ -1,0 +1,440 @@
+"""Performs a team: starts its members as its strategy says, takes in how they end, commits who won, and stops the others.
+
+What is decided is `engine.core.team.settle`'s business. Members are calls of their own under the team's step id, sub-workflows and teams
+among them, so the log has each one's end; a race that is brought back from there is settled as it was. The losers are stopped beside
+what comes after the team, and no run ends before they have stopped.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from math import inf
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from engine.core.routing import ABSENT, Next
+from engine.core.run import Apply
+from engine.core.state import opened
+from engine.core.team import End, MemberResult, Standing, TeamPlan, named, settle
+from engine.errors import GeckoError, TeamTimedOut
+from engine.runtime.bulk import encoded
+from engine.runtime.control import Control
+from engine.runtime.nested import Nested
+from engine.runtime.spill import LARGE
+from engine.runtime.step import STUBBORN, Call, Outcome
+from engine.runtime.unit import Unit, recalled, size_of
+
+if TYPE_CHECKING:
+    from engine.runtime.loop import Driver
+
+
+@dataclass(slots=True)
+class Seat:
+    """What a team knows of one member."""
+
+    call: Call | None = None
+    """Once it has started."""
+    since: float = 0.0
+    """When that was, seconds since 1970."""
+    mapping: "asyncio.Task[None] | None" = None
+    """What makes its input, before its body starts."""
+    outcome: Outcome | None = None
+    """Of a success."""
+    error: BaseException | None = None
+    text: str = ""
+    """Why it failed."""
+    score: float | None = None
+    stopped_after: float | None = None
+
+
+class TeamWork:
+    """One attempt of a team's step."""
+
+    def __init__(self, driver: "Driver", unit: Unit, call: Call, text: str) -> None:
+        """`text` is the id of the team's step without the run's."""
+        self.control = Control()
+        self.halted = False
+        self._driver = driver
+        self._clock = driver.ledger.clock
+        self._unit = unit
+        self._call = call
+        self._text = text
+        self._team: TeamPlan = (call.spare or call.node).body
+        self._moment = driver.moment()
+        self._seats = [Seat() for _ in self._team.members]
+        self._ends: list[End] = []
+        """How members ended, in the order in which it is told."""
+        self._running: set[int] = set()
+        """Members that have started, or whose input is being made, and that have not ended."""
+        self._arrived: list[Outcome] = []
+        """Outcomes that came since the last look: those of one turn of the event loop count as one moment."""
+        self._newest = -inf
+        """When a member started last."""
+        self._expired = False
+        self._over = False
+        self._why = "cancelled"
+        self._won: tuple[int, ...] = ()
+        """Who had won already, as the log says."""
+        self._answer: tuple[int, ...] = ()
+        self._failure: GeckoError | None = None
+        self._nested = Nested(driver, self.control, self._report, lambda call: None)
+        self.control.request(driver.control.halt)
+
+    # What a layer asks of whatever drives a call of several calls.
+
+    async def drive(self) -> None:
+        """Go on until the team has its answer, or is asked to stop."""
+        self._recall()
+        limit = self._team.timeout
+        expiring = None if limit is None else asyncio.get_running_loop().call_later(limit, self._expire)
+        self._expired = limit is not None and limit <= 0
+        try:
+            while not (standing := await self._stand()).over:
+                if self.control.halt and (self.control.halt.hard or not self._running):
+                    self.halted = True
+                    return
+                if standing.judge:
+                    await self._score(standing.judge)
+                elif standing.start and not self.control.halt:
+                    self._start(standing.start)
+                else:
+                    await self._change()
+            await self._settle(standing)
+        finally:
+            self._over = True
+            if expiring is not None:
+                expiring.cancel()
+            if self.halted:
+                await self._stop(sorted(self._running), "step_stopped", self._why)
+                self._running.clear()
+            self._leave(sorted(self._running))
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Put the answer into the outcome of the team's call."""
+        outcome.error = self._failure
+        if self.halted or self._failure is not None:
+            return
+        results = [self._result(member) for member in self._answer]
+        if self._team.alone:
+            self._driver.results = results
+        outcome.output = [result.data() for result in results]
+        parts: list[Any] = []
+        for member in sorted(self._answer):
+            found = self._seats[member].outcome
+            if found is None:
+                continue
+            if found.diff is not None:
+                parts.append((member, found.diff))
+            parts += found.parts
+            if found.jump is not None and outcome.jump is None and not self._team.alone:
+                outcome.jump = found.jump
+        outcome.parts = parts
+        errors = {str(member): seat.text for member in self._answer if (seat := self._seats[member]).outcome is None}
+        outcome.answer = {"answer": list(self._answer), **({"errors": errors} if errors else {})}
+        if self._call.spare is not None:
+            outcome.answer["under"] = self._text
+
+    def stop_direct(self, inner: "asyncio.Task[None]", reason: str) -> None:
+        """Note why it stops: a team never waits for user code in its own task, so its control is enough."""
+        self._why = reason
+
+    # Looking.
+
+    def _recall(self) -> None:
+        """Take from the log, and from earlier attempts, who has ended; a failure counts in its own attempt alone."""
+        recorded, known = self._driver.recorded, self._unit.members.setdefault(self._text, {})
+        ended: list[tuple[int, End]] = []
+        for member in range(len(self._seats)):
+            text = f"{self._text}/{member}"
+            done = recorded.finished(text) if recorded else None
+            if member in known:
+                ended.append((known[member].seq, self._succeeded(member, known[member])))
+            elif done is not None:
+                call = self._member_call(member, None)
+                self._seats[member].since, self._seats[member].stopped_after = done.started, done.duration
+                ended.append((done.seq, self._succeeded(member, recalled(done, call))))
+            elif recorded and (failed := recorded.failure(text, self._call.attempt)) is not None:
+                seq, reason = failed
+                ended.append((seq, self._failed(member, reason, None)))
+        self._ends = [end for _, end in sorted(ended, key=lambda pair: pair[0])]
+        if recorded and self._team.strategy.chooses:
+            self._won = tuple(m for m in recorded.winners(self._text) if self._seats[m].outcome is not None)
+
+    async def _stand(self) -> Standing:
+        self._take_in()
+        if self._won:
+            return Standing(over=True, answer=self._won, won=True)
+        if self._expired:
+            await self._end_unfinished()
+        running = sorted(self._running)
+        waited = self._clock.monotonic() - self._newest
+        return settle(self._team.strategy, len(self._seats), self._ends, running=running, waited=waited, width=self._team.width)
+
+    async def _change(self) -> None:
+        """Wait until a member ends, the next one may be due, or something is asked."""
+        stagger, timeout = self._team.strategy.stagger, None
+        if stagger and self._running and len(self._ends) + len(self._running) < len(self._seats):
+            left = stagger - (self._clock.monotonic() - self._newest)
+            timeout = left if 0 < left < inf else None
+        waiter = self.control.waiter()
+        if self._arrived:
+            waiter.cancel()
+            return
+        await asyncio.wait({waiter}, timeout=timeout)
+        waiter.cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self.control.wake()
+
+    # Members that start and end.
+
+    def _member_call(self, member: int, given: Any) -> Call:
+        call, node = self._call, self._team.members[member]
+        body = named(node, call.label, call.node.policy)
+        step_id = f"{self._driver.log_id}/{self._text}/{member}"
+        return Call(body, call.number, call.at, member, call.attempt, given, call.window, step_id, node.policy.limits.attempt)
+
+    def _start(self, members: tuple[int, ...]) -> None:
+        """Start members; one whose input is made first by the team's mapper starts when that is done."""
+        calls: list[Call] = []
+        self._newest = self._clock.monotonic()
+        for member in members:
+            seat = self._seats[member]
+            seat.since = self._clock.now()
+            self._running.add(member)
+            if member in self._team.lacks:
+                self._tell_started(member)
+                self._arrive(member, TypeError(self._team.lacks[member]))
+            elif self._team.mapper is not None:
+                seat.mapping = self._driver.spawn(self._map(member))
+            else:
+                self._tell_started(member)
+                calls.append(self._member_call(member, self._call.input))
+        self._submit(calls)
+
+    def _submit(self, calls: list[Call]) -> None:
+        plain: list[Call] = []
+        for call in calls:
+            assert call.ordinal is not None
+            self._seats[call.ordinal].call = call
+            if self._driver.is_nested(call):
+                self._nested.start(call, self._driver.child(self._unit, call, text=f"{self._text}/{call.ordinal}"))
+            else:
+                plain.append(call)
+        if plain:
+            self._driver.executor.submit(plain, self._moment, self._report)
+
+    async def _map(self, member: int) -> None:
+        """Make a member's input, or take the one that the log has, and start it."""
+        recorded = self._driver.recorded
+        given = recorded.given(f"{self._text}/{member}") if recorded else None
+        kept: bytes | None = None
+        if given is None:
+            where = f"the input of {self._call.label}[{member}]"
+            try:
+                (answer,) = await self._driver.executor.ask([Apply(self._team.mapper, (self._call.input, member), where)], self._moment)
+                error, given = answer.error, answer.value
+                if error is None and self._driver.ledger.stores:
+                    kept = await encoded(given, where)
+            except GeckoError as caught:
+                error = caught
+            if error is not None:
+                self._tell_started(member)
+                self._arrive(member, error, "Input mapping failed: ")
+                return
+        self._seats[member].mapping = None
+        self._tell_started(member, kept, given)
+        self._submit([self._member_call(member, given)])
+
+    def _tell_started(self, member: int, kept: bytes | None = None, given: Any = None) -> None:
+        """Write down that a member starts, with its own input where it has one."""
+        shown = None if self._driver.ledger.stores else given
+        self._tell("step_started", member, {"member": self._team.members[member].name}, kept, shown)
+
+    def _tell(self, kind: str, member: int, data: dict[str, Any], output: bytes | None = None, value: Any = None) -> None:
+        driver, step = self._driver, f"{self._text}/{member}"
+        if driver.live and not driver.ledger.quiet:
+            driver.ledger.tell(kind, self._unit.name, step, data, attempt=self._call.attempt, output=output, value=value)
+
+    def _arrive(self, member: int, error: BaseException, before: str = "") -> None:
+        """Let a member that has no body performed end with an error."""
+        outcome = Outcome(self._member_call(member, None), self._seats[member].since)
+        outcome.error = error
+        self._seats[member].text = f"{before}{_text_of(error)}" if before else str(error)
+        self._report(outcome)
+
+    def _report(self, outcome: Outcome) -> None:
+        self._arrived.append(outcome)
+        self.control.wake()
+
+    def _take_in(self) -> None:
+        """Write down what has ended since the last look; what ended in one moment, in member order."""
+        arrived, self._arrived = sorted(self._arrived, key=lambda o: o.call.ordinal or 0), []
+        for outcome in arrived:
+            member = outcome.call.ordinal
+            if member is None or member not in self._running or self._over:
+                continue
+            self._running.discard(member)
+            seat = self._seats[member]
+            seat.since, seat.stopped_after, seat.mapping = outcome.started, outcome.duration, None
+            if outcome.error is not None:
+                data = {"error": self._driver.error_data(outcome.error), "duration": outcome.duration}
+                end = self._failed(member, seat.text or _text_of(outcome.error), outcome.error)
+                data["reason"] = seat.text
+                self._tell("step_failed", member, data)
+            else:
+                end = self._succeeded(member, outcome)
+                self._unit.members[self._text][member] = outcome
+                self._driver.tell_success(self._unit.name, f"{self._text}/{member}", outcome)
+            self._ends.append(end)
+        if arrived:
+            self._driver.ledger.soon()
+
+    def _succeeded(self, member: int, outcome: Outcome) -> End:
+        self._seats[member].outcome = outcome
+        return End(member, True, _value_of(outcome))
+
+    def _failed(self, member: int, text: str, error: BaseException | None) -> End:
+        seat = self._seats[member]
+        seat.outcome, seat.text, seat.error = None, text, error
+        return End(member, False)
+
+    # The end.
+
+    async def _score(self, members: tuple[int, ...]) -> None:
+        """Have the judge score results; one that it cannot score is its member's failure."""
+        asked = [Apply(self._team.judge, (_value_of(self._seats[m].outcome),), f"the score of {self._call.label}[{m}]") for m in members]
+        asking = self._driver.spawn(self._driver.executor.ask(asked, self._moment))
+        while not asking.done() and not self._expired and not self.control.halt.hard:
+            waiter = self.control.waiter()
+            await asyncio.wait({asking, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+        if not asking.done():
+            asking.cancel()
+            await asyncio.wait({asking}, timeout=STUBBORN + self._driver.executor.patience)
+            return
+        for member, answer in zip(members, asking.result(), strict=True):
+            place = next(i for i, end in enumerate(self._ends) if end.member == member)
+            if answer.error is None and is_score(answer.value):
+                self._seats[member].score = float(answer.value)
+                self._ends[place] = self._ends[place]._replace(score=float(answer.value))
+                continue
+            reason = f"gave {answer.value!r:.80}, which is no number" if answer.error is None else _text_of(answer.error)
+            self._ends[place] = self._failed(member, f"Judge failed: {reason}", answer.error)
+
+    async def _end_unfinished(self) -> None:
+        """Let the team's time be over: who has not ended has failed."""
+        text = f"Timed out after {self._team.timeout:g} s"
+        await self._stop(sorted(self._running), "step_stopped", "the team's limit")
+        self._take_in()
+        unscored = {end.member for end in self._ends if end.success and end.score is None} if self._team.judge is not None else set[int]()
+        self._ends = [end for end in self._ends if end.member not in unscored]
+        ended = {end.member for end in self._ends}
+        self._ends += [self._failed(member, text, None) for member in range(len(self._seats)) if member not in ended]
+        self._running.clear()
+
+    async def _settle(self, standing: Standing) -> None:
+        """Write down who won, before anything is done with it, and stop the others."""
+        self._answer, team = standing.answer, self._team
+        if not standing.won:
+            await self._stop(sorted(self._running), "step_stopped", "too many others had failed")
+            for member in sorted(self._running):
+                self._failed(member, "Stopped: too many others had failed", None)
+            self._running.clear()
+            for seat in self._seats:
+                if seat.outcome is None and not seat.text:
+                    seat.text = "Never started: too many others had failed"
+            if self._expired and team.strategy.need is not None:
+                results = [self._result(member) for member in range(len(self._seats))]
+                text = f"team {self._call.label!r} timed out after {team.timeout:g} s; {_known(results)}"
+                self._failure = TeamTimedOut(text, node=self._call.label, results=results)
+            return
+        if not team.strategy.chooses:
+            return
+        if not self._won:
+            for member in self._answer:
+                score = self._seats[member].score
+                self._tell("member_won", member, {} if score is None else {"score": score})
+            for end in self._ends:
+                if end.member not in self._answer:
+                    self._tell_lost(end.member, "another was chosen" if end.success else self._seats[end.member].text)
+        self._over = True
+        self._leave(sorted(self._running))
+        self._running.clear()
+        if self._driver.ledger.strategy in ("always", "async") and self._driver.live:
+            await self._driver.ledger.checkpoint()
+
+    def _result(self, member: int) -> MemberResult:
+        seat = self._seats[member]
+        started = seat.since or None
+        if seat.outcome is None:
+            return MemberResult(member, None, seat.text, False, seat.error, started, seat.stopped_after)
+        value: Any = seat.outcome.jump if self._team.alone and seat.outcome.jump is not None else _value_of(seat.outcome)
+        return MemberResult(member, value, None, True, None, started, seat.stopped_after)
+
+    # Stopping.
+
+    def _leave(self, members: list[int]) -> None:
+        """Stop who has lost, beside what comes next."""
+        if members:
+            stopping = self._driver.spawn(self._stop(members, "member_lost", "stopped, since the team had its answer"))
+            self._driver.stops.add(stopping)
+            stopping.add_done_callback(self._driver.stops.discard)
+            self._running.difference_update(members)
+
+    async def _stop(self, members: list[int], kind: str, reason: str) -> None:
+        """Stop members, and write down when each had really stopped."""
+        if members:
+            await asyncio.gather(*(self._stop_one(member, kind, reason) for member in members))
+
+    async def _stop_one(self, member: int, kind: str, reason: str) -> None:
+        seat = self._seats[member]
+        if seat.mapping is not None:
+            seat.mapping.cancel()
+        elif seat.call is not None and self._driver.is_nested(seat.call):
+            await self._nested.stop(reason, {seat.call.step_id})
+        elif seat.call is not None and await self._driver.executor.stop([seat.call], STUBBORN):
+            reason = f"{reason}; the body goes on unattended"
+        late = next((outcome for outcome in self._arrived if outcome.call.ordinal == member), None)
+        if late is not None and kind == "step_stopped":
+            return  # it ended after all
+        seat.stopped_after = max(0.0, self._clock.now() - seat.since) if late is None else late.duration
+        if late is not None:
+            reason = "it ended after the team had its answer"
+        if kind == "member_lost":
+            self._tell_lost(member, reason)
+        else:
+            self._tell(kind, member, {"reason": reason, "stopped_after": seat.stopped_after})
+
+    def _tell_lost(self, member: int, reason: str) -> None:
+        seat = self._seats[member]
+        data: dict[str, Any] = {"reason": reason, "stopped_after": seat.stopped_after}
+        if seat.score is not None:
+            data["score"] = seat.score
+        self._tell("member_lost", member, data)
+        self._driver.ledger.soon()
+
+
+def is_score(value: Any) -> bool:
+    """Tell whether a judge's answer is a number that can be compared."""
+    return isinstance(value, Real) and not isinstance(value, bool) and value == value  # NaN is not
+
+
+def _value_of(outcome: Outcome | None) -> Any:
+    """A member's result: of one that jumps, the jump's input; a large one stays in its bytes."""
+    if outcome is None:
+        return None
+    jump: Next | None = outcome.jump
+    if jump is not None:
+        return None if jump.sent is ABSENT else jump.sent
+    return outcome.output if size_of(outcome) >= LARGE else opened(outcome.output)
+
+
+def _text_of(error: BaseException) -> str:
+    kind = getattr(error, "type_name", type(error).__name__)  # of an error from another process: the original's
+    return str(error) if isinstance(error, GeckoError) else f"{kind}: {error}"
+
+
+def _known(results: list[MemberResult]) -> str:
+    """Say how each member stood."""
+    return "; ".join(f"{r.member_index}: {'succeeded' if r.is_success else r.error}" for r in results)
