@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 
 from engine.core.plan import Plan
+from engine.core.team import TeamPlan
 from engine.errors import DefinitionError
 from engine.runtime.bind import Binding
 
@@ -64,14 +65,11 @@ def _paths() -> tuple[str, ...]:
 class _Packer:
     def __init__(self) -> None:
         self.codes: dict[bytes, bytes] = {}
-        self._known: dict[int, RemoteBody] = {}
+        self._known: dict[tuple[int, bool], RemoteBody] = {}
         self._keep: list[Any] = []
 
     def plan(self, plan: Plan) -> Plan:
-        nodes = tuple(
-            replace(node, body=self.plan(node.body) if isinstance(node.body, Plan) else self.body(node.body, f"node {node.name!r}"))
-            for node in plan.nodes
-        )
+        nodes = tuple(replace(node, body=self.any_body(node.body, f"node {node.name!r}")) for node in plan.nodes)
         edges = tuple(
             edge
             if edge.condition is None
@@ -81,12 +79,28 @@ class _Packer:
         custom = {path: self.function(function, f"reducer {path}") for path, function in plan.options.custom.items()}
         return replace(plan, nodes=nodes, edges=edges, options=replace(plan.options, custom=custom))
 
+    def any_body(self, body: Any, where: str) -> Any:
+        if isinstance(body, Plan):
+            return self.plan(body)
+        return self.team(body, where) if isinstance(body, TeamPlan) else self.body(body, where)
+
+    def team(self, team: TeamPlan, where: str) -> TeamPlan:
+        members = tuple(
+            replace(member, body=None if i in team.lacks else self.any_body(member.body, f"{where}, member {i}"))
+            for i, member in enumerate(team.members)
+        )
+        mapper = None if team.mapper is None else self.function(team.mapper, f"input_mapper of {where}")
+        judge = None if team.judge is None else self.function(team.judge, f"judge of {where}")
+        strategy = team.strategy if judge is None else replace(team.strategy, pick=_elsewhere)
+        return replace(team, members=members, mapper=mapper, judge=judge, strategy=strategy)
+
     def body(self, binding: Any, where: str) -> RemoteBody:
         body = binding.body if isinstance(binding, Binding) else binding
-        if id(body) not in self._known:
+        place = id(body), getattr(binding, "brief", False)
+        if place not in self._known:
             self._keep.append(body)
-            self._known[id(body)] = RemoteBody(self._add(binding, body, where), binding.is_async, binding.key)
-        return self._known[id(body)]
+            self._known[place] = RemoteBody(self._add(binding, body, where), binding.is_async, binding.key)
+        return self._known[place]
 
     def function(self, function: Any, where: str) -> RemoteBody:
         return RemoteBody(self._add(function, function, where), False, where)
@@ -99,6 +113,11 @@ class _Packer:
         key = hashlib.blake2b(code, digest_size=12).digest()
         self.codes[key] = code
         return key
+
+
+def _elsewhere(_: Any) -> Any:
+    """Stand in a coordinator for a judge, who is asked in a worker."""
+    raise NotImplementedError
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -19,6 +19,7 @@ from cluster.executor import RayExecutor
 from cluster.remote import make_remote
 from engine.checkpoint.codec import Encoded, encode, private
 from engine.core.events import Event
+from engine.core.routing import Next
 from engine.errors import GeckoError, InDoubt
 from engine.local import LocalRun, driven
 from engine.runtime.bulk import beside, encoded, is_long
@@ -80,6 +81,7 @@ class Coordinator:
             while len(self._parcels) >= PARCELS:
                 del self._parcels[next(iter(self._parcels))]  # its runs keep what they need
             self._parcels[token] = opened_parcel, self._remote.put(opened_parcel.codes)
+            await self._pool.members.expect(opened_parcel.plan)
         held, codes = self._parcels[token] = self._parcels.pop(token)  # the newest last
         asked: Request = pickle.loads(request)
         given = asked.input
@@ -99,14 +101,15 @@ class Coordinator:
             del self._runs[done]
         return "run", (run.run_id, tuple(run.key), run.status)
 
-    async def wait(self, ticket: str) -> tuple[str, bytes | None, bytes | None]:
-        """Return (status, pickled error, output's bytes) when a run has stopped."""
+    async def wait(self, ticket: str) -> tuple[str, bytes | None, bytes | None, bytes | None]:
+        """Return (status, pickled error, output's bytes, pickled results of a team alone) when a run has stopped."""
         run = self._runs[ticket]
         await run.wait()
         if run.error is not None:
-            return run.status, pickle.dumps(run.error), None
-        last = run.run().last
-        return run.status, None, await encoded(last, "the run's output")
+            return run.status, pickle.dumps(run.error), None, None
+        last, results = run.run().last, run.results()
+        told = pickle.dumps([replace(r, result=r.result if isinstance(r.result, Next) else None) for r in results]) if results else None
+        return run.status, None, await encoded(last, "the run's output"), told
 
     async def look(self, ticket: str) -> bytes:
         """Return (status, last, state, history, rows) of a run as it stands, encoded."""

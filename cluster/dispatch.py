@@ -9,19 +9,20 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from cluster.chain import Chain
 from cluster.code import RemoteBody
-from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of
+from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of, wire_of
+from cluster.members import Actors, Members, Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
 from cluster.packing import Pack as Chosen
-from cluster.placing import demand_of, lack_of, mode_of
+from cluster.placing import demand_of, is_member_of_lane, lack_of, mode_of
 from cluster.shipping import Refs
-from cluster.wire import AnswerWire, CallWire, PackWire, SceneWire, Value, read_answer, to_wire
+from cluster.wire import AnswerWire, read_answer, to_wire
 from engine.core.policy import Resources
 from engine.errors import GeckoError, StepFailed, StepTimedOut, WorkerLost
 from engine.runtime.step import Call, Moment, Outcome
@@ -47,7 +48,7 @@ C code may hold all of its threads.
 """
 
 
-class Remote(Protocol):
+class Remote(Actors, Protocol):
     """Ray, as the pool needs it."""
 
     slots: int
@@ -55,6 +56,7 @@ class Remote(Protocol):
     def put(self, value: Any) -> Any: ...
     def send(self, data: bytes, refs: list[Any], resources: Any) -> Any: ...
     def send_to_lane(self, lane: int, data: bytes, refs: list[Any]) -> Any: ...
+    def send_to_member(self, actor: Any, data: bytes, refs: list[Any]) -> Any: ...
     def stop_in_lane(self, lane: int, numbers: list[int]) -> None: ...
     def lane(self, lane: int) -> Any: ...
     def renew_lane(self, lane: int, old: Any) -> None: ...
@@ -72,6 +74,7 @@ class Pool:
         self.remote = remote
         self.incarnation = secrets.token_hex(8)
         """Begins the ids of our packs: parts of packs that an earlier process sent are not ours."""
+        self.members = Members(remote)
         self._packer = Packer()
         self._entries: dict[int, Entry] = {}
         self._flights: dict[str, Flight] = {}
@@ -211,13 +214,24 @@ class Pool:
         for start in range(0, len(again), GROUP):
             self.fly("async", {e.id: e for e in again[start : start + GROUP]}, counted=True)
 
+    def race(self, entries: Sequence[Entry]) -> None:
+        """Send the members of a team, each by itself, at once."""
+        for entry in entries:
+            policy, is_async = entry.call.node.policy, entry.call.binding.is_async
+            lane = next(self._lanes) % max(1, self.remote.slots) if is_member_of_lane(policy, is_async=is_async) else None
+            seat = self.members.take(policy.resources) if lane is None else None
+            flight = self.fly("async" if is_async or lane is not None else "sync", {entry.id: entry}, lane=lane, seat=seat)
+            if policy.resources:
+                asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, policy.resources)
+
     def fly(
         self, kind: str, entries: dict[int, Entry], *, lane: int | None = None, budget: float | None = None, resources: Any = None,
         counted: bool = False, chain: Chain | None = None, bodies: dict[int, RemoteBody] | None = None, again: int = 0,
+        seat: Seat | None = None,
     ) -> Flight:  # fmt: skip
         """Send calls as one pack."""
         flight = Flight(f"{self.incarnation}.{next(self._numbers)}", kind, entries, lane)
-        flight.chain, flight.bodies, flight.again = chain, bodies, again
+        flight.chain, flight.bodies, flight.again, flight.seat = chain, bodies, again, seat
         flight.gated = resources is not None if chain is None else chain.gated
         flight.begun, now = asyncio.get_running_loop().time(), time.time()
         for entry in entries.values():
@@ -230,15 +244,21 @@ class Pool:
         self._flights[flight.id] = flight
         self._sync += counted
         self._watch_limits(flight)
-        watching = asyncio.get_running_loop().create_task(self._attend(flight, counted=counted))
-        self._watching.add(watching)
-        watching.add_done_callback(partial(self._watched, flight))
+        self._spawn(self._attend(flight, counted=counted)).add_done_callback(partial(self._watched, flight))
         return flight
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+        return task
 
     def _send_off(self, flight: Flight, budget: float | None, resources: Any) -> None:
         refs = Refs()
-        data = to_wire(self._wire(flight, refs, budget, flight.bodies))
-        if flight.lane is None:
+        data = to_wire(wire_of(flight, refs, budget))
+        if flight.seat is not None:
+            flight.ref = self.remote.send_to_member(flight.seat.actor, data, refs.all)
+        elif flight.lane is None:
             flight.ref = self.remote.send(data, refs.all, resources)
         else:
             flight.process = self.remote.lane(flight.lane)
@@ -256,38 +276,6 @@ class Pool:
         flight.entries.clear()
         self.pump_soon()  # no pack will come back in its place
 
-    def _wire(self, flight: Flight, refs: Refs, budget: float | None, bodies: dict[int, RemoteBody] | None) -> PackWire:
-        scenes: list[SceneWire] = []
-        places: dict[tuple[int, int], tuple[int, dict[int, int]]] = {}
-        codes: dict[int, int] = {}
-        homes: dict[tuple[str, tuple[str, ...]], None] = {}
-        inputs: dict[int, Value] = {}
-        calls: list[CallWire] = []
-        shared: Moment | None = None
-        scene, windows = 0, dict[int, int]()
-        for entry in flight.entries.values():
-            executor, call, moment = entry.executor, entry.call, entry.moment
-            if moment is not shared:
-                shared, place = moment, (id(moment.owner), moment.version)
-                if place not in places:
-                    places[place] = (len(scenes), {})
-                    scenes.append(executor.shipper.scene(moment, refs))
-                    codes[refs.add(executor.codes)] = 0
-                    homes[executor.parcel.cwd, executor.parcel.paths] = None
-                scene, windows = places[place]
-            window = windows.get(id(call.window))
-            if window is None:
-                window = windows[id(call.window)] = len(windows)
-                scenes[scene].windows.append(executor.shipper.window(call.window, refs))
-            given = inputs.get(id(call.input))
-            if given is None:
-                given = inputs[id(call.input)] = executor.shipper.value(call.input, refs)
-            body = bodies[entry.id] if bodies is not None else (call.spare or call.node).body
-            calls.append(CallWire(entry.id, scene, call.node.name, body.key, call.number, call.at, call.ordinal, call.attempt, call.step_id,
-                                  call.limit, given, window))  # fmt: skip
-        careful = any(e.careful or (e.executor.losses and e.call.step_id in e.executor.losses) for e in flight.entries.values())
-        return PackWire(flight.id, flight.kind, calls, scenes, list(codes), list(homes), budget, flight.gated, careful)
-
     async def _attend(self, flight: Flight, *, counted: bool) -> None:
         """Wait for a pack's end, whatever it is."""
         error: BaseException | None = None
@@ -299,6 +287,9 @@ class Pool:
             error = caught
             if flight.lane is not None and self.remote.loss(error) is not None:
                 self.remote.renew_lane(flight.lane, flight.process)
+        if flight.seat is not None:
+            flight.seat.dead = flight.seat.dead or error is not None
+            self.members.leave(flight.seat)
         self._sync -= counted
         self.pump_soon()
         loop = asyncio.get_running_loop()
@@ -317,7 +308,6 @@ class Pool:
 
     def _watched(self, flight: Flight, watching: "asyncio.Task[None]") -> None:
         """An error of ours must not leave runs waiting for a pack that nobody attends."""
-        self._watching.discard(watching)
         error = None if watching.cancelled() else watching.exception()
         if error is not None:
             logger.error("A pack could not be taken in", exc_info=error, extra={"pack": flight.id})
@@ -340,10 +330,7 @@ class Pool:
         self._take(answer, None, None)
         if answer.overdue is not None and (flight := self._flights.get(answer.pack)) is not None:
             flight.overdue.add(answer.overdue)
-            if flight.process is None:
-                self.remote.cancel(flight.ref, force=True)
-            else:
-                self._give_up_lane(flight)
+            self._end_process(flight)
 
     def _take(self, answer: AnswerWire, ref: Any, bigs: Any) -> None:
         flight = self._flights.get(answer.pack)
@@ -426,7 +413,7 @@ class Pool:
 
     def _watch_limits(self, flight: Flight) -> None:
         """Look at the earliest limit of a pack in a lane: a body that holds the lane's loop lets nobody in there do it."""
-        if flight.lane is None:
+        if flight.lane is None and flight.seat is None:
             return
         limits = [e.call.limit for e in flight.entries.values() if e.call.limit is not None and e.id in self._entries]
         if limits:
@@ -440,9 +427,18 @@ class Pool:
         late = [e.id for e in flight.entries.values() if e.call.limit is not None and e.call.limit <= held and e.id in self._entries]
         if late:
             flight.overdue.update(late)
-            self._give_up_lane(flight)
+            self._end_process(flight)
         elif flight.entries:
             self._watch_limits(flight)
+
+    def _end_process(self, flight: Flight) -> None:
+        """Kill the process of a pack, which nothing else stops."""
+        if flight.seat is not None:
+            self._spawn(self.members.end(flight.seat))
+        elif flight.process is not None:
+            self._give_up_lane(flight)
+        else:
+            self.remote.cancel(flight.ref, force=True)
 
     def _give_up_lane(self, flight: Flight) -> None:
         """Kill a lane whose loop does not answer; what others had in it is performed anew elsewhere, and nobody is blamed."""
@@ -478,8 +474,18 @@ class Pool:
                 flight.entries.pop(entry.id, None)
             flight.changed()
 
+    async def _end_seat(self, flight: Flight, seat: Seat) -> None:
+        """End a member with its process; it has stopped when that is gone."""
+        await self.members.end(seat)
+        flight.entries.clear()
+        flight.changed()
+
     def stop_flight(self, flight: Flight, *, grace: float) -> None:
-        """Stop a pack: softly, and after the grace by force."""
+        """Stop a pack: softly, and after the grace by force; one that has its process for itself with that."""
+        if flight.seat is not None:
+            flight.stopping = True
+            self._spawn(self._end_seat(flight, flight.seat))
+            return
         if flight.lane is not None:
             self.remote.stop_in_lane(flight.lane, [n for n in flight.entries if n not in self._entries])
         elif len({id(e.moment.owner) for e in flight.entries.values()}) > 1:  # it is short: let it come to its end
@@ -490,8 +496,5 @@ class Pool:
         asyncio.get_running_loop().call_later(grace, self._force, flight)
 
     def _force(self, flight: Flight) -> None:
-        if flight.id in self._flights and flight.entries:
-            if flight.lane is None:
-                self.remote.cancel(flight.ref, force=True)
-            elif any(n not in self._entries for n in flight.entries):
-                self._give_up_lane(flight)
+        if flight.id in self._flights and flight.entries and (flight.lane is None or not flight.entries.keys() <= self._entries.keys()):
+            self._end_process(flight)

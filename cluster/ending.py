@@ -9,6 +9,9 @@ import os
 import select
 import signal
 import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 
 WORTH = 0.001
@@ -47,6 +50,55 @@ class Ending:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
+
+
+def hold_children(pid: int) -> list[int]:
+    """Stop everything that a process has started, so that it has no further effect and starts nothing; returns the processes."""
+    found = children_of(pid)
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
+        found += children_of(process)
+    return found
+
+
+def end_tree(pid: int) -> None:
+    """Kill a process with all that it started."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    kill([pid, *hold_children(pid)])
+
+
+def kill(processes: Iterable[int]) -> None:
+    """Kill processes, as far as they are there."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started and that still are its own."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as listed:
+                found += map(int, listed.read().split())
+    return found
+
+
+def end_with(owner: int) -> None:
+    """End this process, with all that it started, as soon as another on this machine has ended, whatever it does just then."""
+    descriptor = descriptor_of(owner)
+    if descriptor >= 0:
+        threading.Thread(target=_end_after, args=(descriptor,), name="gecko-owner", daemon=True).start()
+
+
+def _end_after(descriptor: int) -> None:
+    look = select.poll()
+    look.register(descriptor, select.POLLIN)
+    look.poll()
+    kill(hold_children(os.getpid()))
+    os._exit(1)
 
 
 def has_ended(descriptor: int) -> bool:

@@ -15,7 +15,7 @@ from cluster.shipping import Shipper
 from engine.checkpoint.codec import decode
 from engine.core.graph import Node
 from engine.core.history import Window
-from engine.core.run import Answer, Ask
+from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.control import Control, Halt
 from engine.runtime.step import CONDITION_LIMIT, Call, Moment, Outcome
@@ -122,6 +122,10 @@ class RayExecutor:
             call, moment, report = self._queue.popleft()
             entry = self._open[call.step_id] = self.pool.entry(self, call, moment, report)
             entries.append(entry)
+        members = [entry for entry in entries if entry.call.node.kind == "member"]
+        if members:
+            self.pool.race(members)
+            entries = [entry for entry in entries if entry.call.node.kind != "member"]
         if entries:
             self.pool.add(entries)
 
@@ -165,7 +169,7 @@ class RayExecutor:
             self._let_in()
         return []
 
-    async def ask(self, questions: Sequence[Ask | Combine], moment: Moment) -> list[Answer]:
+    async def ask(self, questions: Sequence[Ask | Combine | Apply], moment: Moment) -> list[Answer]:
         """Let a warm worker beside answer conditions and custom reducers."""
         answers: list[asyncio.Future[Outcome]] = []
         entries: dict[str, dict[int, Entry]] = {"ask": {}, "reduce": {}}
@@ -181,26 +185,27 @@ class RayExecutor:
             if some:
                 self.pool.fly(kind, some, lane=0, bodies=bodies)
         found: list[Answer] = []
-        for question, outcome in zip(questions, await asyncio.gather(*answers), strict=True):
+        try:
+            outcomes = await asyncio.gather(*answers)
+        except asyncio.CancelledError:
+            await self.pool.stop([entry for some in entries.values() for entry in some.values()], grace=FORCE)
+            raise
+        for question, outcome in zip(questions, outcomes, strict=True):
             value = None if outcome.output_data is None else decode(outcome.output_data)
             found.append(Answer(question, value, outcome.error))
         return found
 
-    def _question(self, question: Ask | Combine, moment: Moment) -> tuple[str, Call, RemoteBody]:
+    def _question(self, question: Ask | Combine | Apply, moment: Moment) -> tuple[str, Call, RemoteBody]:
         plan = moment.plan
-        if isinstance(question, Combine):
-            node = Node(name=f"{question.reducer} of state key {question.key!r}", body=plan.nodes[0].body)  # errors say it
-            call = Call(
-                node,
-                0,
-                0,
-                None,
-                1,
-                [question.base, question.writes],
-                Window.of({}, None),
-                f"{moment.scene.run_id}/{question.reducer}",
-            )
-            return "reduce", call, plan.options.custom[question.reducer]
+        if not isinstance(question, Ask):
+            if isinstance(question, Combine):
+                function, given = plan.options.custom[question.reducer], [question.base, question.writes]
+                what = f"reducer {question.reducer} of state key {question.key!r}"
+            else:
+                function, given, what = question.function, list(question.given), question.where
+            node = Node(name=what, body=plan.nodes[0].body)  # errors say it
+            call = Call(node, 0, 0, None, 1, given, Window.of({}, None), f"{moment.scene.run_id}/{what}")
+            return "reduce", call, function
         node = plan.nodes[plan.source[question.edge]]
         step_id = f"{moment.scene.run_id}/{node.name}/{question.at}"
         call = Call(node, 0, question.at, None, 1, question.output, question.window, step_id, CONDITION_LIMIT)

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 from cluster.chain import Chain
 from cluster.code import Parcel, RemoteBody
+from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Pack
-from cluster.shipping import Shared, Shipper, shared_diff
-from cluster.wire import BIG, OutcomeWire, open_error, put_together
+from cluster.shipping import Refs, Shared, Shipper, shared_diff
+from cluster.wire import BIG, CallWire, OutcomeWire, PackWire, SceneWire, Value, open_error, put_together
 from engine.checkpoint.codec import Encoded
 from engine.checkpoint.record import decode_diff
 from engine.core.routing import Next
@@ -60,7 +61,7 @@ class Flight:
     """A pack that was sent."""
 
     __slots__ = ("again", "begun", "bodies", "chain", "entries", "gated", "id", "kind", "lane", "overdue", "process", "question",
-                 "recalled", "ref", "started", "stopping", "waiters")  # fmt: skip
+                 "recalled", "ref", "seat", "started", "stopping", "waiters")  # fmt: skip
 
     def __init__(self, pack_id: str, kind: str, entries: dict[int, Entry], lane: int | None) -> None:
         self.id = pack_id
@@ -71,6 +72,8 @@ class Flight:
         self.chain: Chain | None = None
         self.process: Any = None
         """Of a pack in a lane: the lane's process."""
+        self.seat: Seat | None = None
+        """Of a team's member that has a process for itself."""
         self.ref: Any = None
         self.stopping = False
         """Whether it is stopped for some of its calls: then its end is no fault of the others."""
@@ -123,6 +126,40 @@ def parts(entries: dict[int, Entry], pack: Pack) -> list[dict[int, Entry]]:
     for entry in entries.values():
         by_run.setdefault(id(entry.moment.owner), {})[entry.id] = entry
     return list(by_run.values())
+
+
+def wire_of(flight: Flight, refs: Refs, budget: float | None) -> PackWire:
+    """Return a pack as it travels."""
+    scenes: list[SceneWire] = []
+    places: dict[tuple[int, int], tuple[int, dict[int, int]]] = {}
+    codes: dict[int, int] = {}
+    homes: dict[tuple[str, tuple[str, ...]], None] = {}
+    inputs: dict[int, Value] = {}
+    calls: list[CallWire] = []
+    shared: Moment | None = None
+    scene, windows = 0, dict[int, int]()
+    for entry in flight.entries.values():
+        executor, call, moment = entry.executor, entry.call, entry.moment
+        if moment is not shared:
+            shared, place = moment, (id(moment.owner), moment.version)
+            if place not in places:
+                places[place] = (len(scenes), {})
+                scenes.append(executor.shipper.scene(moment, refs))
+                codes[refs.add(executor.codes)] = 0
+                homes[executor.parcel.cwd, executor.parcel.paths] = None
+            scene, windows = places[place]
+        window = windows.get(id(call.window))
+        if window is None:
+            window = windows[id(call.window)] = len(windows)
+            scenes[scene].windows.append(executor.shipper.window(call.window, refs))
+        given = inputs.get(id(call.input))
+        if given is None:
+            given = inputs[id(call.input)] = executor.shipper.value(call.input, refs)
+        body = flight.bodies[entry.id] if flight.bodies is not None else (call.spare or call.node).body
+        calls.append(CallWire(entry.id, scene, call.node.name, body.key, call.number, call.at, call.ordinal, call.attempt, call.step_id,
+                              call.limit, given, window))  # fmt: skip
+    careful = any(e.careful or (e.executor.losses and e.call.step_id in e.executor.losses) for e in flight.entries.values())
+    return PackWire(flight.id, flight.kind, calls, scenes, list(codes), list(homes), budget, flight.gated, careful)
 
 
 def is_last_chance(call: Call) -> bool:

@@ -4,10 +4,12 @@ A limit ends a call that listens; of one that holds the loop or a thread the coo
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from cluster.ending import ending
@@ -22,6 +24,8 @@ from engine.runtime.bulk import encoded
 from engine.runtime.inline import Threads
 from engine.runtime.step import Call, Moment, OffLoop, Outcome, attempt, combined, judged, out_of_time
 
+logger = logging.getLogger(__name__)
+
 LOOK = 0.05
 """Seconds between two looks at the loop of a lane."""
 THREADS = 64
@@ -34,9 +38,11 @@ class CallTask:
     def __init__(self, threads: Threads) -> None:
         """Perform in places of `threads`; the task is to be given."""
         self.task: asyncio.Task[None]
+        self.begun = False
         self._threads = threads
         self._in_threads = 0
-        self._unwanted = False
+        self.unwanted = False
+        """Whether it was stopped, maybe before it began."""
 
     @property
     def busy(self) -> bool:
@@ -59,13 +65,13 @@ class CallTask:
 
     def _leave_thread(self) -> None:
         self._in_threads -= 1
-        if self._unwanted:
+        if self.unwanted:
             self.stop()
 
     def stop(self) -> None:
         """Cancel the call, as soon as nothing of it is in a thread."""
-        self._unwanted = True
-        if not self.busy:
+        self.unwanted = True
+        if self.begun and not self.busy:
             self.task.cancel()
 
 
@@ -107,28 +113,34 @@ class Lane:
         """Perform all calls of a pack at once; finished ones are sent while others go on."""
         pack = read_pack(data)
         inside_step.set(True)
-        progress = Progress(pack, self._home)
-        ready = await self._threads.perform(lambda: Opened(pack, refs, self._home))
-        loop = asyncio.get_running_loop()
-        progress.waiting.clear()
-        progress.left = len(pack.calls)
-        progress.over = loop.create_future()
         running = {wire.id: CallTask(self._threads) for wire in pack.calls}
-        self._calls.update(running)
-        for wire in pack.calls:
-            running[wire.id].task = loop.create_task(self._one(ready, wire, progress, running[wire.id]))
+        self._calls.update(running)  # before anything is waited for: a race may be over before its last member has begun
+        progress = Progress(pack, self._home)
+        loop = asyncio.get_running_loop()
         try:
+            ready = await self._threads.perform(lambda: Opened(pack, refs, self._home))
+            progress.waiting.clear()
+            progress.left = len(pack.calls)
+            progress.over = loop.create_future()
+            for wire in pack.calls:
+                mine = running[wire.id]
+                mine.task, mine.begun = loop.create_task(self._one(ready, wire, progress, mine)), True
+                mine.task.add_done_callback(partial(self._ended, wire.id, progress))
+                if mine.unwanted:
+                    mine.stop()
             while not progress.over.done():
                 await asyncio.wait({progress.over}, timeout=EVERY)
                 ending.heed(EVERY)
                 if not progress.over.done() and (progress.done or progress.stopped):
                     progress.look()
         finally:
-            left = [call for call in running.values() if not call.task.done()]
-            for call in left:
+            for number, call in running.items():
                 call.stop()
+                if not call.begun:
+                    del self._calls[number]
+            left = [call.task for call in running.values() if call.begun and not call.task.done()]
             if left:  # the worker of a pack with a process of its own is given another, beside which no thread of this one is to run
-                await asyncio.wait([call.task for call in left])
+                await asyncio.wait(left)
         return answer(progress)
 
     async def _one(self, ready: Opened, wire: CallWire, progress: Progress, mine: CallTask) -> None:
@@ -146,17 +158,20 @@ class Lane:
                     self._watch_limits()
                     outcome = await self._within(call, perform(call._replace(limit=None), moment, mine.off_loop), mine)
             progress.done.append(outcome_wire(wire.id, outcome, progress))
-        except asyncio.CancelledError:
-            progress.stopped.append(wire.id)
-            raise
         except KeyboardInterrupt as error:  # the body's own: nothing interrupts a lane
             progress.done.append(outcome_wire(wire.id, unopened(wire, error), progress))
-        finally:
-            self._calls.pop(wire.id, None)
-            self._limits.pop(mine.task, None)
-            progress.left -= 1
-            if not progress.left and progress.over is not None and not progress.over.done():
-                progress.over.set_result(None)
+
+    def _ended(self, number: int, progress: Progress, task: "asyncio.Task[None]") -> None:
+        """Take note that a call has ended; beside its task, since one that is cancelled before its first turn never has one."""
+        if task.cancelled():
+            progress.stopped.append(number)
+        elif (error := task.exception()) is not None:
+            logger.error("A call could not be performed", exc_info=error)
+        self._calls.pop(number, None)
+        self._limits.pop(task, None)
+        progress.left -= 1
+        if not progress.left and progress.over is not None and not progress.over.done():
+            progress.over.set_result(None)
 
     def _watch_limits(self) -> None:
         if self._watcher is None:
@@ -208,7 +223,7 @@ async def answered(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
 async def reduced(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
     """Let a custom reducer combine: the input is (base, writes)."""
     outcome = Outcome(call, time.time())
-    where = f"reducer {call.node.name}"
+    where = call.node.name
     value, outcome.error = await combined(call.node.body, call.input.load, off_loop, where)
     if outcome.error is None:
         try:

@@ -16,6 +16,11 @@ def mode_of(policy: Policy, *, is_async: bool) -> Mode:
     return Mode.ASYNC if is_async or policy.executor == "inline" else Mode.SYNC
 
 
+def is_member_of_lane(policy: Policy, *, is_async: bool) -> bool:
+    """Tell whether a member of a team is performed beside others in an event loop; any other has a process for itself."""
+    return not policy.resources and mode_of(policy, is_async=is_async) is Mode.ASYNC
+
+
 def demand_of(resources: Resources) -> dict[str, float]:
     """Return what one call asks for, under Ray's names; a CPU unless it says how many."""
     asked = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": resources.memory, **resources.custom}

@@ -10,8 +10,11 @@ import itertools
 import logging
 import os
 import pickle
+import resource
+import select
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -24,10 +27,13 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
     TaskCancelledError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )  # fmt: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.ending import descriptor_of, end_tree, end_with, hold_children
+from cluster.ending import kill as kill_processes
 from cluster.lane import Lane
 from cluster.opened import Home
 from cluster.placing import demand_of
@@ -39,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 GONE = (RayActorError, OutOfMemoryError)
 """What a call to a coordinator that died raises. Short of memory Ray ends the newest workers first, in the end coordinators too."""
+ASKED = 0.2
+"""Seconds that Ray has to end an actor, which takes it 10 ms, before its process is killed."""
+KILLED = 5.0
+"""Seconds within which a killed process is gone."""
 MOST = 9e14
 """So much of a resource can be asked for: Ray counts ten-thousandths in 64 bits, takes more for nothing, and would run the task at once."""
 STARVED = (
@@ -132,10 +142,12 @@ def _nothing() -> int:
 class _Lane:
     """An async actor around `Lane`."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, place: tuple[str, int]) -> None:
         # a body may wait for the cluster in a thread of its own; Ray warns of that as if it were the loop
         logging.getLogger("ray._private.worker").addFilter(lambda record: "blocking ray.get" not in record.getMessage())
         gc.freeze()  # as in a pack's worker: what Ray and the engine brought along stays
+        if place[0] == ray.get_runtime_context().get_node_id():
+            end_with(place[1])
         self._lane = Lane(_home(handle))
 
     async def perform(self, data: bytes, refs: list[Any]) -> Any:
@@ -148,9 +160,39 @@ class _Lane:
         return os.getpid()
 
 
+class _Member:
+    """An actor on which one member of a team is performed at a time."""
+
+    def __init__(self, handle: Any, place: tuple[str, int]) -> None:
+        self._home = _home(handle)
+        self._node = ray.get_runtime_context().get_node_id()
+        self._owner = place[1] if place[0] == self._node else None
+        if self._owner is not None:
+            end_with(self._owner)
+
+    def perform(self, data: bytes, refs: list[Any]) -> Any:
+        return perform(data, refs, self._home, self._owner)
+
+    def where(self) -> tuple[str, int]:
+        return self._node, os.getpid()
+
+    def size(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _end(pid: int) -> None:
+    descriptor = descriptor_of(pid)
+    end_tree(pid)
+    if descriptor >= 0:
+        select.select([descriptor], [], [], KILLED)
+        os.close(descriptor)
+
+
 _WARM = ray.remote(max_retries=0, num_cpus=1)(_nothing)
 _ACTOR: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 10_000}
 _LANE: Any = ray.remote(**_ACTOR)(_Lane)
+_MEMBER: Any = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(_Member)
+_END: Any = ray.remote(max_retries=0, num_cpus=0)(_end)
 
 
 class RayRemote:
@@ -168,7 +210,7 @@ class RayRemote:
 
     async def warm_up(self) -> list[int]:
         """Start lanes and workers; returns their process ids."""
-        self._lanes = [_LANE.remote(self._me) for _ in range(self.slots)]
+        self._lanes = [_LANE.remote(self._me, self._place) for _ in range(self.slots)]
         warm = [_WARM.remote() for _ in range(self.slots)]
         return await asyncio.gather(*warm, *(lane.pid.remote() for lane in self._lanes))
 
@@ -198,14 +240,65 @@ class RayRemote:
     def lane(self, lane: int) -> Any:
         """Return what names the present process of a lane."""
         while len(self._lanes) <= lane:
-            self._lanes.append(_LANE.remote(self._me))
+            self._lanes.append(_LANE.remote(self._me, self._place))
         return self._lanes[lane]
 
     def renew_lane(self, lane: int, old: Any) -> None:
         """Kill a lane that died, or whose loop is held, and start another, once."""
         if self._lanes[lane] is old:
             ray.kill(old)
-            self._lanes[lane] = _LANE.remote(self._me)
+            self._lanes[lane] = _LANE.remote(self._me, self._place)
+
+    def start_member(self, resources: Resources | None) -> Any:
+        """Start an actor for members."""
+        return _MEMBER.options(**_options(resources) if resources else {}).remote(self._me, self._place)
+
+    def send_to_member(self, actor: Any, data: bytes, refs: list[Any]) -> Any:
+        """Send a member, as a pack of one."""
+        return actor.perform.remote(data, refs)
+
+    async def where_member(self, actor: Any) -> tuple[str, int]:
+        """Return the node and the process of an actor, once it has started."""
+        return await actor.where.remote()
+
+    async def size_member(self, actor: Any) -> int:
+        """Return the most bytes of memory that an actor's process has had."""
+        return await actor.size.remote()
+
+    def lives_member(self, place: tuple[str, int] | None) -> bool:
+        """Tell whether an actor is there, as far as that is seen from here."""
+        return place is None or place[0] != self._place[0] or os.path.isdir(f"/proc/{place[1]}") or not os.path.isdir("/proc")
+
+    def drain_member(self, actor: Any) -> None:
+        """Let an actor end after what it was sent."""
+        actor.__ray_terminate__.remote()
+
+    async def end_member(self, actor: Any, place: tuple[str, int] | None) -> None:
+        """End an actor and what it started; returns when they are gone. One that has not started yet never does."""
+        if place is None:
+            ray.kill(actor)
+            with suppress(RayActorError):
+                place = await self.where_member(actor)
+        if place is not None and place[0] == self._place[0]:
+            await self._end_here(actor, place[1])
+        elif place is not None:
+            there = NodeAffinitySchedulingStrategy(place[0], soft=False)
+            with suppress(NodeDiedError, WorkerCrashedError, TaskUnschedulableError):
+                await _END.options(scheduling_strategy=there).remote(place[1])
+            ray.kill(actor)
+
+    async def _end_here(self, actor: Any, pid: int) -> None:
+        """End a process of this node. It is Ray that does, since it tells every script of one that was killed by somebody else."""
+        descriptor, children = descriptor_of(pid), hold_children(pid)
+        ray.kill(actor)
+        if descriptor >= 0:
+            ended = _readable(descriptor)
+            await asyncio.wait({ended}, timeout=ASKED)
+            children += hold_children(pid)
+            if not ended.done():
+                end_tree(pid)
+                await asyncio.wait({ended}, timeout=KILLED)
+        kill_processes(children)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a pack; by force its worker dies."""
@@ -228,6 +321,21 @@ class RayRemote:
     def totals(self) -> list[dict[str, float]]:
         """Return what each node of the cluster has in all."""
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _readable(descriptor: int) -> "asyncio.Future[None]":
+    """Return a future that is done when a descriptor can be read, which closes it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def ready() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        if not future.done():
+            future.set_result(None)
+
+    loop.add_reader(descriptor, ready)
+    return future
 
 
 def _options(resources: Resources) -> dict[str, Any]:

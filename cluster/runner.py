@@ -18,10 +18,12 @@ from typing import Any
 from cluster import remote
 from cluster.code import parcel
 from cluster.coordinator import Coordinator
-from cluster.wire import original_of
+from cluster.wire import opened_error, original_of
 from engine.checkpoint.codec import Encoded, decode
 from engine.core.events import Event
 from engine.core.history import Row
+from engine.core.routing import Next
+from engine.core.team import MemberResult
 from engine.errors import ClusterUnavailable, ConfigurationError, GeckoError, RunCancelled, WorkerLost
 from engine.ports import Log, RunKey
 from engine.runtime.bulk import as_data, encoded, is_long
@@ -122,6 +124,8 @@ class RayRun:
         self._error: BaseException | None = None
         self._end: asyncio.Task[None] | None = None
         self._output: Any = None
+        self._results: list[MemberResult] = []
+        """Of a team alone, without what is in the output."""
         self._halts: list[Halt] = []
 
     async def begin(self) -> None:
@@ -154,8 +158,9 @@ class RayRun:
         """Wait for the end, through coordinators that die."""
         for left in range(STARTS, -1, -1):
             try:
-                self._status, error, output = await self._home.wait.remote(self._ticket)
+                self._status, error, output, results = await self._home.wait.remote(self._ticket)
                 self._error = None if error is None else original_of(pickle.loads(error))
+                self._results = [] if results is None else pickle.loads(results)
                 self._output = None if output is None else Encoded(output)
                 return
             except remote.GONE as lost:
@@ -218,6 +223,14 @@ class RayRun:
     def rows(self) -> list[Row]:
         """The newest rows."""
         return [Row(*row) for row in self._look()[4]]
+
+    def results(self) -> list[MemberResult]:
+        """How the members of a team ended that is performed alone."""
+        found: list[MemberResult] = []
+        for result, told in zip(self._results, self.output(), strict=True):
+            value = result.result if isinstance(result.result, Next) else told["result"]
+            found.append(replace(result, result=value, exception=opened_error(result.exception)))
+        return found
 
     def request(self, halt: Halt) -> None:
         """Ask the run to stop."""

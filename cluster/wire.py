@@ -5,6 +5,7 @@ A value is its bytes, or a place in an object of the cluster: (number of the ref
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -14,7 +15,7 @@ from engine.checkpoint.codec import decode, encode
 from engine.checkpoint.table import utf8_text
 from engine.core.policy import lineage
 from engine.core.state import Lazy
-from engine.errors import GeckoError, NotStorable
+from engine.errors import GeckoError, NotStorable, TeamTimedOut
 
 Value = bytes | tuple[int, int] | None
 """None: no value at all (the input of a chain's later steps)."""
@@ -265,12 +266,18 @@ def open_error(wire: ErrorWire) -> BaseException:
 
 def original_of(error: BaseException) -> BaseException:
     """Return an error with its originals opened, for the process that has the code."""
-    cause = error.__cause__
-    if isinstance(cause, RemoteError):
-        error.__cause__ = _opened(cause.wire)
-    elif cause is not None:
-        original_of(cause)
+    if isinstance(error, TeamTimedOut):
+        error.results = [replace(result, exception=opened_error(result.exception)) for result in error.results]
+    if error.__cause__ is not None:
+        error.__cause__ = opened_error(error.__cause__)
     return error
+
+
+def opened_error(error: BaseException | None) -> BaseException | None:
+    """Return the original of an error, with those of what it was raised from."""
+    if error is None:
+        return None
+    return _opened(error.wire) if isinstance(error, RemoteError) else original_of(error)
 
 
 def _opened(wire: ErrorWire) -> BaseException:

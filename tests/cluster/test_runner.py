@@ -77,7 +77,7 @@ class Mortal(Home):
     async def end(self, ticket: str) -> tuple[str, None, bytes]:
         if self.deaths:
             raise self.deaths.pop()
-        return "completed", None, encode(7)
+        return "completed", None, encode(7), None
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster import dispatch
 from cluster.chain import Chain
 from cluster.dispatch import Pool
 from cluster.opened import Home, Opened
@@ -200,9 +201,9 @@ async def test_what_ray_refuses_fails_by_name_and_nobody_else_waits_for_it():
     assert other.status == "cancelled"
 
 
-def refuse(remote: Threaded, times: int) -> None:
+def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Let the first packs hold a value that cannot travel."""
-    wire, refused = remote.pool._wire, []
+    wire, refused = dispatch.wire_of, []
 
     def wire_later(*args: Any) -> PackWire:
         if len(refused) < times:
@@ -210,13 +211,13 @@ def refuse(remote: Threaded, times: int) -> None:
             raise TypeError("it cannot travel")
         return wire(*args)
 
-    remote.pool._wire = wire_later  # type: ignore[method-assign]
+    monkeypatch.setattr(dispatch, "wire_of", wire_later)
 
 
 @pytest.mark.anyio
-async def test_a_chain_that_cannot_be_sent_fails_at_its_first_step():
+async def test_a_chain_that_cannot_be_sent_fails_at_its_first_step(monkeypatch: pytest.MonkeyPatch):
     remote = Threaded()
-    refuse(remote, 1)
+    refuse(monkeypatch, 1)
     flow = Workflow("two").add_node("a", lambda x: x).add_node("b", lambda x: x).add_edge("a", "b")
     run = await drive(remote, flow.set_entry_point("a"), 7)
     async with asyncio.timeout(WITHIN):
@@ -227,9 +228,9 @@ async def test_a_chain_that_cannot_be_sent_fails_at_its_first_step():
 
 
 @pytest.mark.anyio
-async def test_packs_that_cannot_be_sent_leave_their_slots_to_what_waits():
+async def test_packs_that_cannot_be_sent_leave_their_slots_to_what_waits(monkeypatch: pytest.MonkeyPatch):
     remote = Threaded()
-    refuse(remote, SLOTS)
+    refuse(monkeypatch, SLOTS)
     run = await drive(remote, wide(SLOTS * PROBE_CALLS + 8, on_error="skip"), 7)
     async with asyncio.timeout(WITHIN):
         await run.wait()
@@ -279,18 +280,18 @@ async def test_a_step_that_a_worker_may_have_begun_unasked_is_waited_for(perform
 
 
 @pytest.mark.anyio
-async def test_max_concurrency_bounds_sub_workflows_that_are_side_by_side():
+async def test_max_concurrency_bounds_sub_workflows_that_are_side_by_side(monkeypatch: pytest.MonkeyPatch):
     flow = Workflow("outer", max_concurrency=3)
     for name in ("a", "b"):
         flow.add_node(name, wide(4))
     remote = Threaded()
-    most, wire = [0], remote.pool._wire
+    most, wire = [0], dispatch.wire_of
 
     def counted(*args: Any) -> PackWire:
         most.append(under_way(remote.pool) + len(args[0].entries))
         return wire(*args)
 
-    remote.pool._wire = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(dispatch, "wire_of", counted)
     run = await drive(remote, flow.set_entry_point("a", "b"), 1)
     async with asyncio.timeout(WITHIN):
         await run.wait()

@@ -1,0 +1,236 @@
+"""Warm actors that members of teams are performed on: one member at a time each, since one that loses is ended with its process.
+
+Async members share the lanes and are cancelled as coroutines; sync and native code, and what has resources of its own, cannot be stopped
+otherwise than with its process. A process takes a second to start, so actors are kept warm: whoever ends one has another started behind
+the race, as many as were wanted at once lately. Idle ones end by themselves, and so does one that has served long or grown large.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Protocol
+
+from cluster.placing import demand_of, is_member_of_lane
+from engine.core.plan import Plan
+from engine.core.policy import Resources
+from engine.core.team import TeamPlan
+
+logger = logging.getLogger(__name__)
+
+IDLE = 30.0
+"""Seconds without work after which an actor ends, and over which it is looked how many were wanted at once."""
+HELD = 5.0
+"""The same for one that holds resources, which others may wait for."""
+PATIENCE = 10.0
+"""Seconds that a plan's first run waits for the seats of its teams."""
+MOST = 32
+"""So many are kept warm ahead of need."""
+USES = 500
+"""After so many members an actor makes room for a new one."""
+CEILING = 256 * 1024 * 1024
+"""So many bytes may an actor have grown by; its imports come first, so it is measured from its first member on."""
+
+Key = tuple[tuple[str, float], ...]
+
+
+class Actors(Protocol):
+    """Ray, as the seats need it."""
+
+    def start_member(self, resources: Resources | None) -> Any: ...
+    def where_member(self, actor: Any) -> Awaitable[tuple[str, int]]: ...
+    def size_member(self, actor: Any) -> Awaitable[int]: ...
+    def drain_member(self, actor: Any) -> None: ...
+    def lives_member(self, place: tuple[str, int] | None) -> bool: ...
+    async def end_member(self, actor: Any, place: tuple[str, int] | None) -> None: ...
+
+
+class Seat:
+    """One actor."""
+
+    __slots__ = ("actor", "dead", "first", "key", "place", "since", "uses")
+
+    def __init__(self, actor: Any, key: Key) -> None:
+        self.actor = actor
+        self.key = key
+        self.place: tuple[str, int] | None = None
+        """(node, process), once it is known."""
+        self.dead = False
+        self.uses = 0
+        self.first = 0
+        """Bytes of memory after its first member."""
+        self.since = 0.0
+        """When it last had nothing to do."""
+
+
+class Shelf:
+    """The seats of one demand."""
+
+    def __init__(self, resources: Resources | None) -> None:
+        self.resources = resources
+        self.idle: list[Seat] = []
+        self.busy = 0
+        self.peak = 0
+        """How many were wanted at once since the last look."""
+        self.wanted = 0
+        """How many are kept."""
+
+
+class Members:
+    """The seats of one coordinator."""
+
+    def __init__(self, actors: Actors) -> None:
+        """Start nothing yet."""
+        self._actors = actors
+        self._shelves: dict[Key, Shelf] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._starting: dict[int, asyncio.Task[Any]] = {}
+        """By a seat's id: what waits for its actor to start."""
+        self._look: asyncio.TimerHandle | None = None
+
+    def statistics(self) -> tuple[int, int]:
+        """Return how many seats are idle and how many busy."""
+        return sum(len(s.idle) for s in self._shelves.values()), sum(s.busy for s in self._shelves.values())
+
+    async def expect(self, plan: Plan) -> None:
+        """Start, ahead of a run, what its teams need at once without resources of their own: a race is not to wait for half of its members.
+
+        Where nothing is there yet it is waited for, up to `PATIENCE` seconds: a cluster may be full.
+        """
+        shelf = self._shelf(None)
+        shelf.wanted = max(shelf.wanted, min(MOST, widest(plan)))
+        self._refill(shelf)
+        starting = [self._starting[id(seat)] for seat in shelf.idle if id(seat) in self._starting]
+        if starting and len(starting) == len(shelf.idle):
+            await asyncio.wait(starting, timeout=PATIENCE)
+
+    def take(self, resources: Resources) -> Seat:
+        """Return a seat that is free; a new one starts where none is."""
+        shelf = self._shelf(resources or None)
+        shelf.busy += 1
+        shelf.peak = max(shelf.peak, shelf.busy)
+        shelf.wanted = max(shelf.wanted, min(MOST, shelf.peak))
+        shelf.idle.sort(key=lambda seat: seat.place is not None)  # one that has started goes first
+        while shelf.idle:
+            seat = shelf.idle.pop()
+            if self._actors.lives_member(seat.place):  # memory may have run short while it waited
+                return seat
+        return self._start(shelf)
+
+    def leave(self, seat: Seat) -> None:
+        """Take a seat back whose member has ended by itself, or with the process."""
+        shelf = self._shelves[seat.key]
+        shelf.busy -= 1
+        seat.uses += 1
+        if seat.dead:
+            self._refill(shelf)
+        elif seat.uses >= USES:
+            self._drain(seat)
+            self._refill(shelf)
+        else:
+            self._put_back(shelf, seat)
+            if seat.uses == 1 or not seat.uses % 16:
+                self._beside(self._weigh(seat))
+
+    async def end(self, seat: Seat) -> None:
+        """End a seat with all that it does; returns when its process, and what that started, is gone."""
+        if not seat.dead:
+            seat.dead = True
+            await self._actors.end_member(seat.actor, seat.place)
+
+    def _shelf(self, resources: Resources | None) -> Shelf:
+        key = _key(resources)
+        if key not in self._shelves:
+            self._shelves[key] = Shelf(resources)
+        return self._shelves[key]
+
+    def _start(self, shelf: Shelf) -> Seat:
+        seat = Seat(self._actors.start_member(shelf.resources), _key(shelf.resources))
+        self._starting[id(seat)] = self._beside(self._find(seat))
+        return seat
+
+    def _refill(self, shelf: Shelf) -> None:
+        """Start what is missing; nothing that would hold resources before anybody needs them."""
+        if shelf.resources is None:
+            for _ in range(shelf.wanted - shelf.busy - len(shelf.idle)):
+                self._put_back(shelf, self._start(shelf))
+
+    def _put_back(self, shelf: Shelf, seat: Seat) -> None:
+        seat.since = asyncio.get_running_loop().time()
+        shelf.idle.append(seat)
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(HELD, self._shrink)
+
+    async def _find(self, seat: Seat) -> None:
+        """Learn where an actor runs; one that cannot start, or dies while it waits, is taken from its shelf."""
+        try:
+            seat.place = await self._actors.where_member(seat.actor)
+        except Exception as error:
+            self._discard(seat)
+            if not seat.dead:
+                logger.warning("An actor for members of teams did not start", exc_info=error)
+        finally:
+            del self._starting[id(seat)]
+
+    async def _weigh(self, seat: Seat) -> None:
+        """Recycle an actor that has grown too large."""
+        try:
+            size = await self._actors.size_member(seat.actor)
+        except Exception:  # noqa: BLE001 - it died: it must not be handed out any more
+            self._discard(seat)
+            return
+        seat.first = seat.first or size
+        if size > seat.first + CEILING and self._discard(seat):
+            self._drain(seat)
+            self._refill(self._shelves[seat.key])
+
+    def _discard(self, seat: Seat) -> bool:
+        """Take a seat from its shelf; False where it is in use."""
+        shelf = self._shelves[seat.key]
+        if seat not in shelf.idle:
+            return False
+        shelf.idle.remove(seat)
+        return True
+
+    def _drain(self, seat: Seat) -> None:
+        """Let an actor end after what it does."""
+        seat.dead = True
+        self._actors.drain_member(seat.actor)
+
+    def _shrink(self) -> None:
+        """End what nobody has needed for a while, the longest idle first."""
+        now = asyncio.get_running_loop().time()
+        for shelf in self._shelves.values():
+            patience = IDLE if shelf.resources is None else HELD
+            while shelf.idle and now - shelf.idle[0].since >= patience:
+                self._drain(shelf.idle.pop(0))
+            shelf.wanted, shelf.peak = min(shelf.wanted, shelf.busy + len(shelf.idle)), shelf.busy
+        waiting = any(shelf.idle for shelf in self._shelves.values())
+        self._look = asyncio.get_running_loop().call_later(HELD, self._shrink) if waiting else None
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+def widest(plan: Plan) -> int:
+    """Return how many members of one team of a plan need a process of their own at once, and no resources."""
+    return max((_width(node.body) for node in plan.nodes), default=0)
+
+
+def _width(body: Any) -> int:
+    if isinstance(body, Plan):
+        return widest(body)
+    if not isinstance(body, TeamPlan):
+        return 0
+    inner = [_width(member.body) for member in body.members]
+    own = sum(
+        not isinstance(m.body, (Plan, TeamPlan)) and i not in body.lacks and not m.policy.resources
+        and not is_member_of_lane(m.policy, is_async=m.body.is_async) for i, m in enumerate(body.members)
+    )  # fmt: skip
+    return sum(inner) + (own if body.width is None else min(own, body.width))
+
+
+def _key(resources: Resources | None) -> Key:
+    return () if resources is None else tuple(sorted(demand_of(resources).items()))
