@@ -75,6 +75,95 @@ def wait_many(seconds: float, count: int) -> list[tuple[int, float]]:
     return asyncio.run(all_of_them())
 
 
+async def win(x: object) -> int:
+    """Be the first of a race: wait for ten milliseconds, and say in which process."""
+    await asyncio.sleep(0.01)
+    return os.getpid()
+
+
+async def lose(x: object, ctx: Context) -> int:
+    """Be too late in a race; where the run's input is a file, say there when this was stopped."""
+    try:
+        await asyncio.sleep(5)
+    except asyncio.CancelledError:
+        if ctx.input is not None:
+            note_down(ctx.input, f"{ctx.step_id} {time.time()}")
+        raise
+    return os.getpid()
+
+
+def note_down(file: str, line: str) -> None:
+    """Add a line to a file, whole whoever else does so too."""
+    with open(file, "a") as lines:
+        lines.write(f"{line}\n")
+
+
+def win_sync(x: object) -> int:
+    """Be the first of a race, in a thread that nothing interrupts."""
+    time.sleep(0.01)
+    return os.getpid()
+
+
+def lose_sync(x: object) -> int:
+    """Be too late in a race, in a thread that nothing interrupts."""
+    time.sleep(5)
+    return os.getpid()
+
+
+class AsyncRacer:
+    """An actor for members of bare races that wait; it performs many at once."""
+
+    async def win(self) -> int:
+        """Be the first."""
+        return await win(None)
+
+    async def lose(self) -> None:
+        """Be too late."""
+        await asyncio.sleep(5)
+
+    async def wait(self, seconds: float) -> tuple[int, float]:
+        """Wait for so many seconds."""
+        return await wait(seconds)
+
+
+class Racer:
+    """An actor for one member of a bare race that blocks."""
+
+    def pid(self) -> int:
+        """Say in which process this is."""
+        return os.getpid()
+
+    def win(self) -> int:
+        """Be the first."""
+        return win_sync(None)
+
+    def lose(self) -> int:
+        """Be too late."""
+        return lose_sync(None)
+
+
+async def get(url: str) -> str:
+    """Ask a service on this machine; who is stopped meanwhile hangs up."""
+    host, _, path = url.removeprefix("http://").partition("/")
+    name, _, port = host.partition(":")
+    reader, writer = await asyncio.open_connection(name, int(port))
+    try:
+        writer.write(f"GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        return (await reader.read()).partition(b"\r\n\r\n")[2].decode()
+    finally:
+        writer.close()
+
+
+async def ask(x: str) -> str:
+    """Ask a service; the first call of a hedge."""
+    return await get(f"{x}/0")
+
+
+async def ask_again(x: str) -> str:
+    """Ask a service once more; the second call of a hedge."""
+    return await get(f"{x}/1")
+
+
 async def add_4_kb(x: object, ctx: Context) -> None:
     """Add 4 KB of random bytes to a list in the state."""
     ctx.state.setdefault("items", [])

@@ -4,11 +4,14 @@ from bench.harness import Scenario
 from bench.scenarios import (
     checkpoint,
     durable,
+    hedge,
     history,
     imports,
     inline,
     large,
     log_bytes,
+    panel,
+    race,
     ray_chain,
     ray_fanout,
     ray_schedule,
@@ -22,7 +25,7 @@ from engine.errors import UnknownName
 _ALL = (
     *inline.SCENARIOS, *durable.SCENARIOS, *history.SCENARIOS, *checkpoint.SCENARIOS, *log_bytes.SCENARIOS, *large.SCENARIOS,
     *imports.SCENARIOS, *ray_fanout.SCENARIOS, *ray_chain.SCENARIOS, *ray_schedule.SCENARIOS, *ray_sleepers.SCENARIOS,
-    *state.SCENARIOS, *worker_memory.SCENARIOS,
+    *state.SCENARIOS, *race.SCENARIOS, *hedge.SCENARIOS, *panel.SCENARIOS, *worker_memory.SCENARIOS,
 )  # fmt: skip
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 

@@ -1,10 +1,12 @@
 """Where time goes: stored beside a shortfall, so that the report says why and not only that."""
 
+import asyncio
 import cProfile
 import io
 import pstats
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from engine import Event
 
@@ -19,6 +21,42 @@ def by_function(work: Callable[[], object]) -> str:
         work()
     finally:
         profile.disable()
+    return _told(profile)
+
+
+def in_coordinator(work: Callable[[], object]) -> str:
+    """Do some work on Ray; return what the coordinator's event loop did meanwhile, by function. It has to have run something already."""
+    import ray
+
+    from cluster.runner import script
+
+    perform: Any = script.get().__ray_call__
+    ray.get(perform.remote(_begin), timeout=60)
+    work()
+    return ray.get(perform.remote(_end), timeout=60)
+
+
+def _begin(coordinator: Any) -> None:
+    coordinator.profile = cProfile.Profile()
+    _in_loop(coordinator, coordinator.profile.enable)
+
+
+def _end(coordinator: Any) -> str:
+    _in_loop(coordinator, coordinator.profile.disable)
+    return _told(coordinator.profile)
+
+
+def _in_loop(coordinator: Any, call: Callable[[], object]) -> None:
+    """Call something in the thread of the event loop: what Ray is given to call comes in another, and a profile is one thread's."""
+
+    async def perform() -> None:
+        call()
+
+    loop = next(run.task.get_loop() for run in coordinator._runs.values() if run.task is not None)
+    asyncio.run_coroutine_threadsafe(perform(), loop).result(60)
+
+
+def _told(profile: cProfile.Profile) -> str:
     text = io.StringIO()
     pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(LINES)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())

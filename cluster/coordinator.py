@@ -146,6 +146,12 @@ class Coordinator:
         held.leave_in(0.0, lambda: self._readers.pop(reader, None))
         return None
 
+    async def statistics(self) -> dict[str, int]:
+        """Return what is under way: calls, packs, seats of members that are idle and busy, runs."""
+        idle, busy = self._pool.members.statistics()
+        runs = sum(run.task is not None and not run.task.done() for run in self._runs.values())
+        return {**self._pool.statistics(), "idle_seats": idle, "busy_seats": busy, "runs": runs}
+
     # From workers.
 
     async def report(self, data: bytes) -> None:

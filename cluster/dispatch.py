@@ -11,16 +11,17 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.chain import Chain
 from cluster.code import RemoteBody
 from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of, wire_of
-from cluster.members import Actors, Members, Seat
+from cluster.members import Members, Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
 from cluster.packing import Pack as Chosen
 from cluster.placing import demand_of, is_member_of_lane, lack_of, mode_of
+from cluster.port import Remote
 from cluster.shipping import Refs
 from cluster.wire import AnswerWire, read_answer, to_wire
 from engine.core.policy import Resources
@@ -48,24 +49,6 @@ C code may hold all of its threads.
 """
 
 
-class Remote(Actors, Protocol):
-    """Ray, as the pool needs it."""
-
-    slots: int
-
-    def put(self, value: Any) -> Any: ...
-    def send(self, data: bytes, refs: list[Any], resources: Any) -> Any: ...
-    def send_to_lane(self, lane: int, data: bytes, refs: list[Any]) -> Any: ...
-    def send_to_member(self, actor: Any, data: bytes, refs: list[Any]) -> Any: ...
-    def stop_in_lane(self, lane: int, numbers: list[int]) -> None: ...
-    def lane(self, lane: int) -> Any: ...
-    def renew_lane(self, lane: int, old: Any) -> None: ...
-    def cancel(self, ref: Any, *, force: bool) -> None: ...
-    async def get(self, ref: Any) -> Any: ...
-    def loss(self, error: BaseException) -> tuple[type[WorkerLost], str] | None: ...
-    def totals(self) -> list[dict[str, float]]: ...
-
-
 class Pool:
     """The packs of one coordinator."""
 
@@ -87,6 +70,10 @@ class Pool:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.drivers: dict[int, Any] = {}
         """Number of a scene to its driver: by this workers speak of a run."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return how many calls and packs are under way."""
+        return {"calls": len(self._entries), "packs": len(self._flights)}
 
     def number_driver(self, driver: Any) -> int:
         """Number a driver."""
@@ -218,11 +205,18 @@ class Pool:
         """Send the members of a team, each by itself, at once."""
         for entry in entries:
             policy, is_async = entry.call.node.policy, entry.call.binding.is_async
-            lane = next(self._lanes) % max(1, self.remote.slots) if is_member_of_lane(policy, is_async=is_async) else None
-            seat = self.members.take(policy.resources) if lane is None else None
-            flight = self.fly("async" if is_async or lane is not None else "sync", {entry.id: entry}, lane=lane, seat=seat)
-            if policy.resources:
-                asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, policy.resources)
+            if is_member_of_lane(policy, is_async=is_async):
+                self.fly("async", {entry.id: entry}, lane=next(self._lanes) % max(1, self.remote.slots))
+            else:
+                self.members.seat(policy.resources, partial(self._entries.__contains__, entry.id), partial(self._seated, entry))
+
+    def _seated(self, entry: Entry, seat: Seat) -> None:
+        resources = entry.call.node.policy.resources
+        flight = self.fly("async" if entry.call.binding.is_async else "sync", {entry.id: entry}, seat=seat)
+        if flight.id not in self._flights:
+            self.members.leave(seat)
+        elif resources:
+            asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
 
     def fly(
         self, kind: str, entries: dict[int, Entry], *, lane: int | None = None, budget: float | None = None, resources: Any = None,

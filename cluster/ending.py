@@ -10,12 +10,15 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
 
 WORTH = 0.001
 """Seconds of a call after which the kernel is asked, which takes two microseconds."""
+STOPPED = 1.0
+"""Seconds within which a process stops that is told to: it takes microseconds, longer where every CPU is wanted or it waits for a disk."""
 
 
 class Ending:
@@ -54,26 +57,51 @@ class Ending:
 
 def hold_children(pid: int) -> list[int]:
     """Stop everything that a process has started, so that it has no further effect and starts nothing; returns the processes."""
-    found = children_of(pid)
-    for process in found:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGSTOP)
-        found += children_of(process)
+    found: list[int] = []
+    fresh = children_of(pid)
+    while fresh:
+        _stop(fresh)
+        found += fresh
+        fresh = [child for parent in fresh for child in children_of(parent)]
     return found
 
 
 def end_tree(pid: int) -> None:
     """Kill a process with all that it started."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)
+    _stop([pid])
     kill([pid, *hold_children(pid)])
 
 
 def kill(processes: Iterable[int]) -> None:
-    """Kill processes, as far as they are there."""
+    """Kill processes, as far as they are there and this one may."""
+    _send(signal.SIGKILL, processes)
+
+
+def _send(number: int, processes: Iterable[int]) -> None:
     for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):  # one that became another user's must not save the others
+            os.kill(process, number)
+
+
+def _stop(processes: list[int]) -> None:
+    """Stop processes and wait until they are: a process that is told while it forks ends that first, and its child is there then."""
+    _send(signal.SIGSTOP, processes)
+    until = time.monotonic() + STOPPED
+    for process in processes:
+        while not _is_still(process) and time.monotonic() < until:
+            time.sleep(0.0001)
+
+
+def _is_still(pid: int) -> bool:
+    """Tell whether no thread of a process runs any more."""
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/stat") as told:
+                if told.read().rpartition(")")[2].split()[0] not in "TtZX":
+                    return False
+    except OSError:  # it is gone
+        return True
+    return True
 
 
 def children_of(pid: int) -> list[int]:

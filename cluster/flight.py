@@ -157,7 +157,7 @@ def wire_of(flight: Flight, refs: Refs, budget: float | None) -> PackWire:
             given = inputs[id(call.input)] = executor.shipper.value(call.input, refs)
         body = flight.bodies[entry.id] if flight.bodies is not None else (call.spare or call.node).body
         calls.append(CallWire(entry.id, scene, call.node.name, body.key, call.number, call.at, call.ordinal, call.attempt, call.step_id,
-                              call.limit, given, window))  # fmt: skip
+                              call.limit, given, window, call.node.kind == "member"))  # fmt: skip
     careful = any(e.careful or (e.executor.losses and e.call.step_id in e.executor.losses) for e in flight.entries.values())
     return PackWire(flight.id, flight.kind, calls, scenes, list(codes), list(homes), budget, flight.gated, careful)
 

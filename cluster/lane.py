@@ -124,7 +124,8 @@ class Lane:
             progress.over = loop.create_future()
             for wire in pack.calls:
                 mine = running[wire.id]
-                mine.task, mine.begun = loop.create_task(self._one(ready, wire, progress, mine)), True
+                mine.task = loop.create_task(self._one(ready, wire, progress, mine))
+                mine.begun = True
                 mine.task.add_done_callback(partial(self._ended, wire.id, progress))
                 if mine.unwanted:
                     mine.stop()

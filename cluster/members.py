@@ -7,13 +7,17 @@ the race, as many as were wanted at once lately. Idle ones end by themselves, an
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 from cluster.placing import demand_of, is_member_of_lane
+from cluster.port import Actors
+from engine.core.graph import Node
 from engine.core.plan import Plan
 from engine.core.policy import Resources
-from engine.core.team import TeamPlan
+from engine.core.team import TeamPlan, named
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,8 @@ IDLE = 30.0
 """Seconds without work after which an actor ends, and over which it is looked how many were wanted at once."""
 HELD = 5.0
 """The same for one that holds resources, which others may wait for."""
+ROOM, LEAST_ROOM = 4, 16
+"""So many actors a CPU of the cluster at most, and so many in any case: what waits in a member needs memory, not a CPU."""
 PATIENCE = 10.0
 """Seconds that a plan's first run waits for the seats of its teams."""
 MOST = 32
@@ -33,21 +39,10 @@ CEILING = 256 * 1024 * 1024
 Key = tuple[tuple[str, float], ...]
 
 
-class Actors(Protocol):
-    """Ray, as the seats need it."""
-
-    def start_member(self, resources: Resources | None) -> Any: ...
-    def where_member(self, actor: Any) -> Awaitable[tuple[str, int]]: ...
-    def size_member(self, actor: Any) -> Awaitable[int]: ...
-    def drain_member(self, actor: Any) -> None: ...
-    def lives_member(self, place: tuple[str, int] | None) -> bool: ...
-    async def end_member(self, actor: Any, place: tuple[str, int] | None) -> None: ...
-
-
 class Seat:
     """One actor."""
 
-    __slots__ = ("actor", "dead", "first", "key", "place", "since", "uses")
+    __slots__ = ("actor", "dead", "ending", "first", "key", "place", "since", "uses")
 
     def __init__(self, actor: Any, key: Key) -> None:
         self.actor = actor
@@ -55,6 +50,8 @@ class Seat:
         self.place: tuple[str, int] | None = None
         """(node, process), once it is known."""
         self.dead = False
+        self.ending: asyncio.Task[None] | None = None
+        """What ends its process."""
         self.uses = 0
         self.first = 0
         """Bytes of memory after its first member."""
@@ -69,10 +66,11 @@ class Shelf:
         self.resources = resources
         self.idle: list[Seat] = []
         self.busy = 0
-        self.peak = 0
-        """How many were wanted at once since the last look."""
         self.wanted = 0
-        """How many are kept."""
+        """How many are kept: so many were wanted at once lately."""
+        self.starting = 0
+        self.queue: deque[tuple[Callable[[], bool], Callable[[Seat], None]]] = deque()
+        """(whether a member still wants one, what is done with it), where there is no room for more seats."""
 
 
 class Members:
@@ -96,25 +94,45 @@ class Members:
 
         Where nothing is there yet it is waited for, up to `PATIENCE` seconds: a cluster may be full.
         """
+        needed = min(MOST, widest(plan))
+        if not needed:
+            return
         shelf = self._shelf(None)
-        shelf.wanted = max(shelf.wanted, min(MOST, widest(plan)))
+        shelf.wanted = max(shelf.wanted, needed)
         self._refill(shelf)
-        starting = [self._starting[id(seat)] for seat in shelf.idle if id(seat) in self._starting]
-        if starting and len(starting) == len(shelf.idle):
-            await asyncio.wait(starting, timeout=PATIENCE)
+        if any(seat.place is not None for seat in shelf.idle):
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while starting := [self._starting[id(seat)] for seat in shelf.idle if id(seat) in self._starting]:
+                    await asyncio.wait(starting)
+
+    def seat(self, resources: Resources, wanted: Callable[[], bool], then: Callable[[Seat], None]) -> None:
+        """Hand over a seat, at once or as soon as there is one that is free or room for another; not any more where it is not `wanted`."""
+        shelf = self._shelf(resources)
+        shelf.queue.append((wanted, then))
+        self._serve(shelf)
+
+    def _serve(self, shelf: Shelf) -> None:
+        while shelf.queue and (shelf.idle or self._has_room(shelf)):
+            wanted, then = shelf.queue.popleft()
+            if wanted():
+                then(self.take(shelf.resources or Resources()))
+
+    def _has_room(self, shelf: Shelf) -> bool:
+        """Tell whether one more may start: a few at once, since that takes a CPU for a second, and no more than the cluster bears."""
+        slots = max(1, self._actors.slots)
+        if shelf.resources is not None:  # Ray holds back what has no place, and an autoscaler is to see some of that
+            return shelf.starting < 2 * slots
+        return shelf.starting < slots and shelf.busy + len(shelf.idle) < max(LEAST_ROOM, ROOM * slots)
 
     def take(self, resources: Resources) -> Seat:
-        """Return a seat that is free; a new one starts where none is."""
-        shelf = self._shelf(resources or None)
+        """Return a seat that is free, the newest that has started; a new one starts where none is."""
+        shelf = self._shelf(resources)
+        seat = self._free(shelf) or self._start(shelf)
         shelf.busy += 1
-        shelf.peak = max(shelf.peak, shelf.busy)
-        shelf.wanted = max(shelf.wanted, min(MOST, shelf.peak))
-        shelf.idle.sort(key=lambda seat: seat.place is not None)  # one that has started goes first
-        while shelf.idle:
-            seat = shelf.idle.pop()
-            if self._actors.lives_member(seat.place):  # memory may have run short while it waited
-                return seat
-        return self._start(shelf)
+        shelf.wanted = max(shelf.wanted, min(MOST, shelf.busy))
+        return seat
 
     def leave(self, seat: Seat) -> None:
         """Take a seat back whose member has ended by itself, or with the process."""
@@ -130,28 +148,41 @@ class Members:
             self._put_back(shelf, seat)
             if seat.uses == 1 or not seat.uses % 16:
                 self._beside(self._weigh(seat))
+        self._serve(shelf)
 
     async def end(self, seat: Seat) -> None:
         """End a seat with all that it does; returns when its process, and what that started, is gone."""
         if not seat.dead:
             seat.dead = True
-            await self._actors.end_member(seat.actor, seat.place)
+            self._discard(seat)
+            seat.ending = self._beside(self._actors.end_member(seat.actor, seat.place))
+        if seat.ending is not None:  # maybe somebody else ends it: it is gone for both at once
+            await asyncio.shield(seat.ending)
 
     def _shelf(self, resources: Resources | None) -> Shelf:
         key = _key(resources)
         if key not in self._shelves:
-            self._shelves[key] = Shelf(resources)
+            self._shelves[key] = Shelf(resources if key else None)
         return self._shelves[key]
+
+    def _free(self, shelf: Shelf) -> Seat | None:
+        while shelf.idle:
+            seat = max(reversed(shelf.idle), key=lambda seat: seat.place is not None)
+            shelf.idle.remove(seat)
+            if self._actors.lives_member(seat.place):  # memory may have run short while it waited
+                return seat
+        return None
 
     def _start(self, shelf: Shelf) -> Seat:
         seat = Seat(self._actors.start_member(shelf.resources), _key(shelf.resources))
+        shelf.starting += 1
         self._starting[id(seat)] = self._beside(self._find(seat))
         return seat
 
     def _refill(self, shelf: Shelf) -> None:
         """Start what is missing; nothing that would hold resources before anybody needs them."""
         if shelf.resources is None:
-            for _ in range(shelf.wanted - shelf.busy - len(shelf.idle)):
+            while shelf.busy + len(shelf.idle) < shelf.wanted and self._has_room(shelf):
                 self._put_back(shelf, self._start(shelf))
 
     def _put_back(self, shelf: Shelf, seat: Seat) -> None:
@@ -167,9 +198,15 @@ class Members:
         except Exception as error:
             self._discard(seat)
             if not seat.dead:
+                shelf = self._shelves[seat.key]
+                shelf.wanted = min(shelf.wanted, shelf.busy + len(shelf.idle))  # nor would another that nobody waits for
                 logger.warning("An actor for members of teams did not start", exc_info=error)
         finally:
             del self._starting[id(seat)]
+            shelf = self._shelves[seat.key]
+            shelf.starting -= 1
+            self._refill(shelf)
+            self._serve(shelf)
 
     async def _weigh(self, seat: Seat) -> None:
         """Recycle an actor that has grown too large."""
@@ -179,9 +216,13 @@ class Members:
             self._discard(seat)
             return
         seat.first = seat.first or size
-        if size > seat.first + CEILING and self._discard(seat):
+        if size <= seat.first + CEILING:
+            return
+        if self._discard(seat):
             self._drain(seat)
             self._refill(self._shelves[seat.key])
+        else:
+            seat.uses = USES  # in use: its member is the last
 
     def _discard(self, seat: Seat) -> bool:
         """Take a seat from its shelf; False where it is in use."""
@@ -197,13 +238,14 @@ class Members:
         self._actors.drain_member(seat.actor)
 
     def _shrink(self) -> None:
-        """End what nobody has needed for a while, the longest idle first."""
+        """End what nobody has needed for a while."""
         now = asyncio.get_running_loop().time()
         for shelf in self._shelves.values():
             patience = IDLE if shelf.resources is None else HELD
-            while shelf.idle and now - shelf.idle[0].since >= patience:
-                self._drain(shelf.idle.pop(0))
-            shelf.wanted, shelf.peak = min(shelf.wanted, shelf.busy + len(shelf.idle)), shelf.busy
+            for seat in [seat for seat in shelf.idle if now - seat.since >= patience]:
+                shelf.idle.remove(seat)
+                self._drain(seat)
+            shelf.wanted = min(shelf.wanted, shelf.busy + len(shelf.idle))
         waiting = any(shelf.idle for shelf in self._shelves.values())
         self._look = asyncio.get_running_loop().call_later(HELD, self._shrink) if waiting else None
 
@@ -216,21 +258,18 @@ class Members:
 
 def widest(plan: Plan) -> int:
     """Return how many members of one team of a plan need a process of their own at once, and no resources."""
-    return max((_width(node.body) for node in plan.nodes), default=0)
+    return max((_width(node) for node in plan.nodes if isinstance(node.body, (Plan, TeamPlan))), default=0)
 
 
-def _width(body: Any) -> int:
+def _width(node: Node) -> int:
+    body, policy = node.body, node.policy
     if isinstance(body, Plan):
         return widest(body)
-    if not isinstance(body, TeamPlan):
-        return 0
-    inner = [_width(member.body) for member in body.members]
-    own = sum(
-        not isinstance(m.body, (Plan, TeamPlan)) and i not in body.lacks and not m.policy.resources
-        and not is_member_of_lane(m.policy, is_async=m.body.is_async) for i, m in enumerate(body.members)
-    )  # fmt: skip
-    return sum(inner) + (own if body.width is None else min(own, body.width))
+    if isinstance(body, TeamPlan):
+        members = [named(member, member.name, policy) for i, member in enumerate(body.members) if i not in body.lacks]
+        return sum(sorted(map(_width, members), reverse=True)[: body.width])
+    return int(not policy.resources and not is_member_of_lane(policy, is_async=body.is_async))
 
 
 def _key(resources: Resources | None) -> Key:
-    return () if resources is None else tuple(sorted(demand_of(resources).items()))
+    return () if not resources else tuple(sorted(demand_of(resources).items()))

@@ -196,7 +196,7 @@ class Opened:
 
     def call(self, wire: CallWire) -> tuple[Call, Moment]:
         """Return a call with its moment. Opening its body may raise whatever the user's module raises."""
-        node = Node(name=wire.node, body=codes.body(wire.body))
+        node = Node(name=wire.node, body=codes.body(wire.body), kind="member" if wire.member else "step")
         call = Call(node, wire.number, wire.at, wire.ordinal, wire.attempt, self.value(wire.input), self._windows[wire.scene][wire.window],
                     wire.step_id, wire.limit)  # fmt: skip
         return call, self._moments[wire.scene]

@@ -41,6 +41,8 @@ class CallWire(msgspec.Struct, array_like=True, frozen=True):
     input: Value
     window: int
     """Which of the scene's windows."""
+    member: bool = False
+    """Whether it is of a team, and so may jump."""
 
 
 class SceneWire(msgspec.Struct, array_like=True, frozen=True):

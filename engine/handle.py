@@ -67,10 +67,11 @@ class RunHandle:
         """One of `pending running paused completed failed cancelled timed_out`."""
         return self._remote.status
 
-    async def wait(self) -> Any:
+    async def wait(self, *, unwanted: Halt = Halt.DRAIN) -> Any:
         """Return the run's output when it has ended.
 
-        Cancelling the awaiting task drains the run: running steps end within the grace, the run is released, and can be resumed.
+        Cancelling the awaiting task drains the run: running steps end within the grace, the run is released, and can be resumed. `unwanted`
+        says otherwise: of what nobody can resume everything stops at once.
 
         Raises: StepFailed, StateConflict, StepLimitReached, RunTimedOut, RunCancelled, RunPaused, LeaseLost, StoreUnavailable.
         """
@@ -79,7 +80,7 @@ class RunHandle:
             if self._publishing is not None:
                 await asyncio.wait({self._publishing})
         except asyncio.CancelledError:
-            await self.drain()
+            await self._stop(unwanted)
             raise
         if self._remote.error is not None:
             raise self._remote.error
@@ -87,7 +88,10 @@ class RunHandle:
 
     async def drain(self) -> None:
         """Stop the run between steps and release it; returns when that is done. A run that has ended is left alone."""
-        self._remote.request(Halt.DRAIN)
+        await self._stop(Halt.DRAIN)
+
+    async def _stop(self, halt: Halt) -> None:
+        self._remote.request(halt)
         with suppress(asyncio.CancelledError):
             await self._remote.wait()
 

@@ -12,6 +12,7 @@ from engine.core.team import ALL, Member, MemberResult, Strategy, TeamPlan
 from engine.engine import Engine
 from engine.errors import DefinitionError, StepFailed, TeamTimedOut
 from engine.runtime.bind import bind
+from engine.runtime.control import Halt
 from engine.workflow import Workflow
 
 
@@ -83,7 +84,7 @@ class Team(Composite):
         limit = self.timeout if timeout is None else check_limit(timeout, "timeout")
         handle = await Engine(False).start(self._flow(limit), given, watch=False)
         try:
-            await handle.wait()
+            await handle.wait(unwanted=Halt.CANCEL)
         except StepFailed as failed:
             if isinstance(failed.__cause__, TeamTimedOut):
                 raise failed.__cause__ from None

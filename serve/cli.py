@@ -6,6 +6,7 @@ what to do.
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -33,6 +34,9 @@ from serve.settings import read_settings
 
 #: What typer raises for wrong usage; it brings its own copy of click, or uses the installed one, as its version has it.
 ClickException: Any = typer.BadParameter.__bases__[0].__bases__[0]
+
+_MOST_MEMBERS = 8
+"""So many members of a team are listed one by one."""
 
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
@@ -107,12 +111,14 @@ def validate(target: Target, json: Json = False) -> None:
     with results_apart() as results:
         flow = service.load(target)
         problems = service.problems_of(flow)
+        teams = service.teams_of(flow)
         if json:
             told = [{"kind": p.kind, "text": p.text, "where": p.where, "warning": p.warning} for p in problems]
-            results.write(json_text({"name": flow.name, "valid": flow.validate(), "problems": told}) + "\n")
+            groups = {name: service.team_text(team) for name, team in teams.items()}
+            results.write(json_text({"name": flow.name, "valid": flow.validate(), "problems": told, "teams": groups}) + "\n")
         else:
-            for problem in problems:
-                results.write(f"{'warning' if problem.warning else 'error'}: {problem.text}\n")
+            results.writelines(f"team {name!r}: {service.team_text(team)}\n" for name, team in teams.items())
+            results.writelines(f"{'warning' if problem.warning else 'error'}: {problem.text}\n" for problem in problems)
     bad = sum(not problem.warning for problem in problems)
     if bad:
         raise InvalidGraph(f"workflow {flow.name!r} has {counted(bad, 'problem')}; nothing was run")
@@ -125,7 +131,7 @@ def graph(target: Target, format: Annotated[Literal["mermaid", "json"], typer.Op
     """Print the graph of a workflow."""
     with results_apart() as results:
         flow = service.load(target)
-        results.write((json_text(service.graph_of(flow)) if json or format == "json" else flow.to_mermaid()) + "\n")
+        results.write((json_text(service.graph_of(flow)) if json or format == "json" else service.mermaid_of(flow)) + "\n")
 
 
 @app.command()
@@ -135,18 +141,37 @@ def plan(target: Target, json: Json = False) -> None:
         flow = service.load(target)
         layers = service.plan_of(flow)
         if json:
-            told = [[{"node": n.name, "mode": n.mode, "map": n.is_map, "why": n.why} for n in layer] for layer in layers]
-            results.write(json_text({"name": flow.name, "layers": told}) + "\n")
+            results.write(json_text({"name": flow.name, "layers": [[_plan_data(node) for node in layer] for layer in layers]}) + "\n")
             return
         for number, layer in enumerate(layers, 1):
             results.write(f"layer {number}\n")
             for node in layer:
-                mode = "in a pack of its own" if node.mode == "own" else node.mode
-                mode = f"map, each item {mode}" if node.is_map else mode
-                results.write(f"  {node.name:<28} {mode}{f' ({node.why})' if node.why else ''}\n")
+                results.writelines(f"{line}\n" for line in _plan_lines(node, node.name, 1))
         later = [name for name in flow.graph.nodes if not any(name == n.name for layer in layers for n in layer)]
         if later:
             results.write(f"reached by jumps or as a fallback alone: {', '.join(later)}\n")
+
+
+def _plan_data(node: service.NodePlan) -> dict[str, Any]:
+    members = [_plan_data(member) for member in node.members]
+    team = {"strategy": node.strategy, "members": members} if node.mode == "team" else None
+    return {"node": node.name, "mode": node.mode, "map": node.is_map, "why": node.why, "team": team}
+
+
+def _plan_lines(node: service.NodePlan, name: str, depth: int) -> list[str]:
+    """Say how a node, or a member of a team, would be packed; below a team its members, or how many there are of each kind."""
+    member = depth > 1
+    modes = {"own": f"in a {'process' if member else 'pack'} of its own", "none": "cannot be performed"}
+    mode = f"team, {node.strategy} of {len(node.members):,}" if node.mode == "team" else modes.get(node.mode, node.mode)
+    mode += ", in a process of its own" if member and node.mode == "sync" else ""
+    mode = f"map, each item {mode}" if node.is_map else mode
+    lines = [f"{'  ' * depth + name:<30} {mode}{f' ({node.why})' if node.why else ''}"]
+    for index, inner in enumerate(node.members[:_MOST_MEMBERS]):
+        lines += _plan_lines(inner, f"[{index}] {inner.name}", depth + 1)
+    if len(node.members) > _MOST_MEMBERS:
+        counts = Counter("no body" if inner.mode == "none" else inner.mode for inner in node.members)
+        lines.append(f"{'  ' * (depth + 1)}... of {len(node.members):,}: {', '.join(f'{n:,} {mode}' for mode, n in counts.items())}")
+    return lines
 
 
 @app.command("doctor")

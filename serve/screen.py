@@ -6,15 +6,15 @@ Lines of errors and of the log are cluster/notices.py's.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 from cluster.notices import one_line
 from engine.checkpoint.table import error_text, json_text
 from engine.core.events import Event
-from engine.observe.progress import counted, seconds_text
+from engine.observe.progress import counted, score_text, seconds_text
 
 
 def event_json(event: Event) -> str:
@@ -30,12 +30,16 @@ def event_line(event: Event) -> str:
 
 
 def place_text(event: Event) -> str:
-    """Return where an event happened: the node, with the item of a map and the pass where it is not the first."""
+    """Return where an event happened: the node, the item of a map or the member of a team, and the pass where it is not the first.
+
+    In a sub-workflow that lies in an item or a member, the whole way there is given, since names alone do not tell which it is.
+    """
     if not event.node:
         return "run"
     step = event.step_id.removeprefix(f"{event.run_id}/").removeprefix(event.node.partition("/")[0])
     at, _, rest = step.strip("/").partition("/")
-    text = event.node + (f"[{rest}]" if rest and "/" not in event.node else "")
+    depth = rest.count("/") + 1 if rest else 0
+    text = event.node + (f"[{rest}]" if depth > event.node.count("/") else "")
     return text if at in ("1", "") else f"{text} (pass {at})"
 
 
@@ -45,12 +49,15 @@ def what_text(event: Event) -> str:
     again = f", attempt {event.attempt}" if event.attempt > 1 else ""
     match event.kind:
         case "step_started":
-            return f"started{again}" + (f" with {data['items']:,} items" if "items" in data else "")
+            parts = "".join(f" with {data[what]:,} {what}" for what in ("items", "members") if what in data)
+            return f"started{again}{parts}" + (f", member {data['member']!r}" if "member" in data else "")
         case "step_succeeded":
             jump = f", jumps to {data['jump']!r}" if "jump" in data else ""
-            return f"succeeded in {seconds_text(data.get('duration', 0.0))}{again}{jump}"
+            return f"succeeded in {seconds_text(data.get('duration', 0.0))}{again}{_answer_text(data)}{jump}"
         case "step_failed" | "run_failed":
-            return f"failed{again}: {one_line(error_text(data.get('error', '')))}"
+            return f"failed{again}: {one_line(data.get('reason') or error_text(data.get('error', '')))}"
+        case "step_stopped" | "member_won" | "member_lost":
+            return _ended_text(event.kind.rpartition("_")[2], data)
         case "step_retrying":
             return f"attempt {event.attempt} failed, again in {seconds_text(data['delay'])}: {one_line(error_text(data['error']))}"
         case "step_skipped":
@@ -68,6 +75,21 @@ def what_text(event: Event) -> str:
             return event.kind.removeprefix("run_").replace("_", " ") + after
     small = {key: value for key, value in data.items() if key not in ("output", "input", "value")}
     return event.kind.replace("_", " ") + (f" {json_text(small)}" if small else "")
+
+
+def _answer_text(data: Mapping[str, Any]) -> str:
+    """Say of a team how many results its answer has, and how many of them are failures."""
+    if "answer" not in data:
+        return ""
+    wrong = f", {len(data['errors']):,} of them failed" if "errors" in data else ""
+    return f" with {counted(len(data['answer']), 'result')}{wrong}"
+
+
+def _ended_text(what: str, data: Mapping[str, Any]) -> str:
+    """Say that somebody won, lost or was stopped: after how long, with what score, and why."""
+    after = f" after {seconds_text(data['stopped_after'])}" if data.get("stopped_after") else ""
+    scored = f", score {score_text(data['score'])}" if "score" in data else ""
+    return f"{what}{after}{scored}" + (f": {one_line(data['reason'])}" if data.get("reason") else "")
 
 
 def ago_text(at: float, now: float | None = None) -> str:

@@ -3,38 +3,44 @@
 It opens storage, finds workflows and runs, and gives back plain records; how they are shown is for the caller.
 """
 
+import html
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from cluster.command import layers_of
-from cluster.notices import place_of
 from cluster.packing import Mode
 from cluster.placing import demand_of, demand_text, mode_of
-from engine.checkpoint.record import Recorded, info_of
+from engine.checkpoint.record import Recorded
 from engine.checkpoint.table import error_text
 from engine.core.events import Event
 from engine.core.graph import Node, Problem
 from engine.core.ids import check_name, make_run_id
-from engine.core.policy import check_limit
+from engine.core.plan import Plan
+from engine.core.policy import Policy, check_limit
 from engine.core.registry import unknown
 from engine.core.run import FINAL, Status
 from engine.core.state import opened
+from engine.core.team import Member, TeamPlan, named
 from engine.definition.target import load_target
 from engine.engine import Engine
-from engine.errors import ConfigurationError, DefinitionError, InvalidDocument, StoreUnavailable, UnknownName, WrongState
+from engine.errors import ConfigurationError, DefinitionError, InvalidDocument, InvalidGraph, StoreUnavailable, UnknownName, WrongState
 from engine.handle import RunHandle
-from engine.ports import Log, Row, RunKey, RunSummary
+from engine.ports import Log, RunKey, RunSummary
 from engine.store import DEFAULT_PLACE
+from engine.team import Team
 from engine.workflow import Workflow
+from serve.report import StepReport, raised_at, steps_of
 
 STATUSES = (*(s.value for s in Status), "interrupted")
 """What a run may be listed as: its status, or `interrupted` for one that is recorded as running and that nobody drives."""
+
+MOST_NAMES = 6
+"""Of so many members of a team the name is said."""
 
 FORMATS = ("arrow", "parquet", "csv", "jsonl")
 
@@ -104,14 +110,18 @@ def check_timeout(timeout: float | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
-    """How a node would be performed on Ray."""
+    """How a node, or a member of a team, would be performed on Ray."""
 
     name: str
     mode: str
-    """sync, async, own (a pack of its own), workflow; of a map, that of its items."""
+    """sync, async, own (a pack of its own), workflow, team; of a map, that of its items. Of a member that is no body: none."""
     is_map: bool = False
     why: str = ""
     """What makes it so, where it is the node's policy and not its body."""
+    strategy: str = ""
+    """Of a team."""
+    members: tuple["NodePlan", ...] = ()
+    """Of a team. Those that are async are performed beside others, each other in a process of its own."""
 
 
 def plan_of(flow: Workflow) -> list[list[NodePlan]]:
@@ -123,15 +133,37 @@ def plan_of(flow: Workflow) -> list[list[NodePlan]]:
 
 
 def _node_plan(node: Node) -> NodePlan:
+    is_map = node.kind == "map"
     if isinstance(node.body, Workflow):
-        return NodePlan(name=node.name, mode="workflow")
+        return NodePlan(name=node.name, mode="workflow", is_map=is_map)
+    if isinstance(node.body, Team):
+        return _team_plan(node.name, node.body.compiled(), node.policy, is_map=is_map)
     is_async = getattr(node.body, "is_async", False)
-    mode, why = mode_of(node.policy, is_async=is_async), ""
+    mode = mode_of(node.policy, is_async=is_async)
+    return NodePlan(name=node.name, mode=mode.value, is_map=is_map, why=_why(node.policy, mode, is_async=is_async))
+
+
+def _why(policy: Policy, mode: Mode, *, is_async: bool) -> str:
     if mode is Mode.OWN:
-        why = f"asks for {demand_text(demand_of(node.policy.resources))}"
-    elif mode is Mode.ASYNC and not is_async:
-        why = "executor 'inline'"
-    return NodePlan(name=node.name, mode=mode.value, is_map=node.kind == "map", why=why)
+        return f"asks for {demand_text(demand_of(policy.resources))}"
+    return "executor 'inline'" if mode is Mode.ASYNC and not is_async else ""
+
+
+def _team_plan(name: str, team: TeamPlan, policy: Policy, *, is_map: bool = False) -> NodePlan:
+    members = tuple(_member_plan(named(member, name, policy), member.name, team.lacks.get(i)) for i, member in enumerate(team.members))
+    return NodePlan(name=name, mode="team", is_map=is_map, strategy=team.strategy.text, members=members)
+
+
+def _member_plan(member: Node, name: str, lack: str | None) -> NodePlan:
+    if lack is not None:
+        return NodePlan(name=name, mode="none", why=lack)
+    if isinstance(member.body, Plan):
+        return NodePlan(name=name, mode="workflow")
+    if isinstance(member.body, TeamPlan):
+        return _team_plan(name, member.body, member.policy)
+    is_async = getattr(member.body, "is_async", False)
+    mode = mode_of(member.policy, is_async=is_async)
+    return NodePlan(name=name, mode=mode.value, why=_why(member.policy, mode, is_async=is_async))
 
 
 def graph_of(flow: Workflow) -> dict[str, Any]:
@@ -140,8 +172,9 @@ def graph_of(flow: Workflow) -> dict[str, Any]:
     nodes = [
         {
             "name": node.name,
-            "kind": "workflow" if isinstance(node.body, Workflow) else node.kind,
-            "body": node.body.name if isinstance(node.body, Workflow) else getattr(node.body, "key", ""),
+            "kind": _kind_of(node),
+            "body": node.body.name if isinstance(node.body, (Workflow, Team)) else getattr(node.body, "key", ""),
+            "team": _team_data(node.body) if isinstance(node.body, Team) else None,
             "join": node.join,
             "over": node.over,
             "on_error": node.policy.on_error,
@@ -155,6 +188,59 @@ def graph_of(flow: Workflow) -> dict[str, Any]:
     ]
     depends = [{"node": node, "on": on} for node, on in flow.graph.dependencies]
     return {"name": flow.name, "entries": list(flow.graph.entries), "nodes": nodes, "edges": edges, "dependencies": depends}
+
+
+def _kind_of(node: Node) -> str:
+    if isinstance(node.body, Team) and node.kind == "step":
+        return "team"
+    return "workflow" if isinstance(node.body, Workflow) else node.kind
+
+
+def _team_data(team: Team) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    for index, (name, body) in enumerate(_members_of(team)):
+        kind = "workflow" if isinstance(body, Workflow) else "team" if isinstance(body, Team) else "step"
+        inner = _team_data(body) if isinstance(body, Team) else None
+        found.append({"index": index, "name": name, "kind": kind, "team": inner})
+    return {"strategy": team.strategy.text, "timeout": team.timeout, "members": found}
+
+
+def _members_of(team: Team) -> list[tuple[str, Any]]:
+    """Return name and body of each member."""
+    bodies = [member.body if isinstance(member, Member) else member for member in team.members]
+    try:
+        names = [member.name for member in team.compiled().members]
+    except InvalidGraph:  # of a member that is a workflow; what is wrong with it is for `problems_of` to say
+        names = [f"member {i}" for i in range(len(bodies))]
+    return list(zip(names, bodies, strict=True))
+
+
+def teams_of(flow: Workflow) -> dict[str, Team]:
+    """Return the nodes whose body, or whose items' body, is a team; one in a sub-workflow as `outer/inner`."""
+    found: dict[str, Team] = {}
+    for node in flow.graph.nodes.values():
+        if isinstance(node.body, Team):
+            found[node.name] = node.body
+        elif isinstance(node.body, Workflow) and node.body is not flow:
+            found |= {f"{node.name}/{name}": team for name, team in teams_of(node.body).items()}
+    return found
+
+
+def team_text(team: Team) -> str:
+    """Return a team in a few words: its strategy, how many members it has, and the names of the first of them."""
+    names = [name for name, _ in _members_of(team)]
+    more = f", {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"{team.strategy.text} of {len(names):,}: {', '.join(names[:MOST_NAMES])}{more}" if names else f"{team.strategy.text} of nobody"
+
+
+def mermaid_of(flow: Workflow) -> str:
+    """Return the picture of a workflow as Mermaid text, in which a team says its strategy and its members."""
+    lines = flow.to_mermaid().split("\n")
+    for number, node in enumerate(flow.graph.nodes.values(), 1):  # the first line says what picture it is; then comes a line for each node
+        if isinstance(node.body, Team):
+            shape, quote, end = lines[number].rpartition('"')
+            lines[number] = f"{shape}<br/>{html.escape(team_text(node.body))}{quote}{end}"
+    return "\n".join(lines)
 
 
 def problems_of(flow: Workflow) -> list[Problem]:
@@ -207,32 +293,6 @@ async def recorded_of(engine: Engine, run: str) -> tuple[RunKey, Recorded]:
     return key, Recorded(await engine.log.read(key))
 
 
-@dataclass(slots=True, kw_only=True)
-class StepReport:
-    """A step as its log tells it."""
-
-    step: str
-    """Its id without the run's: `node/pass`, in a sub-workflow the outer step's and an ordinal."""
-    node: str
-    status: str = "running"
-    attempt: int = 1
-    started_at: float = 0.0
-    duration: float | None = None
-    error: str | None = None
-    place: str | None = None
-    """`file:line` where the user's code raised the error."""
-    why: str | None = None
-    """Of a skipped node: which condition to it failed, and so counted as false."""
-    items: int | None = None
-    """Of a map: how many items, and how many of them succeeded."""
-    done: int = 0
-    failed_items: list[tuple[str, str, str | None]] = field(default_factory=list[tuple[str, str, str | None]])
-    """Of a map: (index, error, place) of the newest items that failed an attempt, at most `MOST_ITEMS`."""
-
-
-MOST_ITEMS = 10
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A run as its log tells it."""
@@ -263,12 +323,13 @@ async def report_of(engine: Engine, run: str) -> RunReport:
     summary = await summary_of(engine, run)
     key, recorded = await recorded_of(engine, make_run_id(*summary.key))
     error = None if recorded.status == "running" else recorded.ended.get("error")
-    steps, conditions = _steps_of(recorded.rows)
+    status = shown_status(summary)
+    steps, conditions = steps_of(recorded.rows, status)
     return RunReport(
         run_id=make_run_id(*key),
         workflow=key.workflow,
         session=key.session,
-        status=shown_status(summary),
+        status=status,
         started_at=summary.started_at,
         updated_at=summary.updated_at,
         seq=summary.seq,
@@ -277,77 +338,10 @@ async def report_of(engine: Engine, run: str) -> RunReport:
         input=opened(recorded.input),
         output=opened(recorded.output),
         error=None if error is None else error_text(error),
-        place=_place_of(error),
-        steps=_ended(steps, shown_status(summary)),
+        place=raised_at(error),
+        steps=steps,
         conditions=conditions,
     )
-
-
-def _ended(steps: list[StepReport], status: str) -> list[StepReport]:
-    """Say of what was under way when the run stopped that it is no longer: a map has no event of its own for that."""
-    if status not in ("running", "pending"):
-        for step in steps:
-            if step.status in ("running", "retrying"):
-                step.status = "failed" if status == "failed" and step.failed_items else "stopped"
-    return steps
-
-
-def _place_of(error: Any) -> str | None:
-    return place_of(error.get("traceback")) if isinstance(error, Mapping) else None
-
-
-def _steps_of(rows: Sequence[Row]) -> tuple[list[StepReport], list[str]]:
-    """Return the steps, and the conditions that failed without a node being skipped for it."""
-    steps: dict[str, StepReport] = {}
-    failed: dict[str, list[str]] = {}
-    told: list[str] = []
-    for row in rows:
-        if row.kind == "condition_failed":
-            _take_condition(failed, row)
-        if not row.kind.startswith("step_"):
-            continue
-        data = info_of(row)
-        parent, _, index = row.step.rpartition("/")
-        owner = steps.get(parent)
-        if owner is not None and owner.items is not None:
-            _take_item(owner, index, row, data)
-            continue
-        step = steps.get(row.step)
-        if step is None:
-            step = steps[row.step] = StepReport(step=row.step, node=row.node, started_at=row.at)
-        step.attempt = data.get("attempt", step.attempt)
-        step.duration = data.get("duration", step.duration)
-        if "error" in data:
-            step.error = error_text(data["error"])
-            step.place = step.place if row.kind == "step_skipped" else _place_of(data["error"])
-        match row.kind:
-            case "step_started":
-                step.status, step.items = "running", data.get("items", step.items)
-                told += failed.pop(row.node, [])
-            case "step_succeeded":
-                step.status, step.error, step.place = "success", None, None
-            case "step_stopped" if step.status == "success":
-                pass
-            case _:
-                step.status = row.kind.removeprefix("step_")
-                if step.status == "skipped" and row.node in failed:
-                    step.why = "; ".join(failed.pop(row.node))
-    return list(steps.values()), [*told, *chain.from_iterable(failed.values())]
-
-
-def _take_condition(failed: dict[str, list[str]], row: Row) -> None:
-    """Note a condition that failed under the node that it leads to, which lies in the workflow of its source."""
-    data = info_of(row)
-    above, slash, _ = row.node.rpartition("/")
-    failed.setdefault(f"{above}{slash}{data['target']}", []).append(f"condition of {data['source']!r} failed: {data['error']}")
-
-
-def _take_item(owner: StepReport, index: str, row: Row, data: Mapping[str, Any]) -> None:
-    if row.kind == "step_succeeded":
-        owner.done += 1
-    elif "error" in data and row.kind != "step_skipped":
-        owner.failed_items.append((index, error_text(data["error"]), _place_of(data["error"])))
-        del owner.failed_items[:-MOST_ITEMS]
 
 
 def target_of(recorded: Recorded) -> str | None:

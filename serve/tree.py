@@ -8,7 +8,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -18,8 +19,9 @@ from rich.tree import Tree
 
 from cluster.notices import one_line
 from engine.core.events import Event
-from engine.observe.progress import NodeProgress, Progress, counted, node_text, seconds_text
-from serve.service import RunReport, StepReport
+from engine.observe.progress import MemberProgress, NodeProgress, Progress, counted, node_text, seconds_text, statuses_text
+from serve.report import StepReport
+from serve.service import RunReport
 
 PERIOD = 0.125
 """Seconds between two pictures."""
@@ -32,13 +34,27 @@ _SIGNS = {
     "failed": ("\u2717", "red"),
     "skipped": ("\u2212", "dim"),
     "stopped": ("\u25a0", "red"),
+    "won": ("\u2713", "green"),
+    "finished": ("\u2713", "green"),
+    "lost": ("\u2212", "dim"),
+    "timed_out": ("\u2717", "red"),
 }
 _SETTLED = ("success", "skipped")
+_AT_WORK = ("running", "retrying", "failed", "timed_out")
+"""What is inside of these is shown before what is inside of others."""
+_RANKS = {"won": -1, "failed": 0, "timed_out": 0, "stopped": 0, "retrying": 1, "running": 2}
+"""Which are shown where not all have room, least first."""
+_MOST_PARTS = 8
+"""So many members of a team, or nodes of a sub-workflow, are shown one by one."""
 _BAR, _LONGEST = 24, 200
 _WIDEST = 1 << 16
 """Columns of a report: nothing in it is cut, and a terminal wraps its lines."""
 _MOST_HELD = 1 << 20
 """Characters that bodies printed and that wait to be drawn."""
+
+_Part = NodeProgress | MemberProgress
+_Inner = Mapping[str, Sequence[NodeProgress]]
+"""The nodes inside of sub-workflows, by the node that these are."""
 
 
 class Screen:
@@ -147,18 +163,74 @@ def tree_of(progress: Progress, layers: Sequence[Sequence[str]], name: str, now:
         outer = node.name.partition("/")[0]
         (inner.setdefault(outer, []) if outer != node.name else more).append(node)
     groups = [[progress.nodes[node] for node in layer] for layer in layers] + ([more] if more else [])
-    first, last = _window(groups, max(3, height - 4))
+    inside = sum(_lines_in(node, inner) for group in groups for node in group if node.status in _AT_WORK)
+    room = max(3, height - 4 - min(inside, height // 3))
+    first, last = _window(groups, room)
+    lines = 1 + (first > 0) + (last < len(groups))
     if first:
         count = sum(map(len, groups[:first]))
         tree.add(Text.assemble(("\u2713 ", "green"), f"{count:,} nodes of the first {first:,} layers"))
-    room = max(3, height - 4 - (last - first))
+    room = max(3, room - (last - first))
+    twigs: list[tuple[Tree, _Part]] = []
     for number in range(first, last):
         group = groups[number]
         branch = tree if len(group) == 1 else tree.add(Text(f"layer {number + 1}" if number < len(layers) else "by jumps", "dim"))
-        _add_nodes(branch, group, inner, now, room if len(group) > 1 else 1)
+        found = _add_nodes(branch, group, now, room if len(group) > 1 else 1)
+        twigs += found
+        lines += len(found) + (len(found) < len(group)) + (len(group) > 1)
     if last < len(groups):
         tree.add(Text(f"\u00b7 {sum(map(len, groups[last:])):,} nodes of {len(groups) - last:,} further layers", "dim"))
+    _add_all_inside(twigs, inner, now, height - lines)
     return tree
+
+
+def _parts_of(part: _Part, inner: _Inner) -> list[_Part]:
+    """Return what is inside of a node or a member: members of a team; of a workflow its nodes, once it is over those with teams in them."""
+    members = sorted(part.members.values(), key=lambda member: member.index)
+    nodes = part.nodes.values() if isinstance(part, MemberProgress) else inner.get(part.name, ())
+    return [*members, *(node for node in nodes if node.members or part.status in _AT_WORK)]
+
+
+def _lines_in(part: _Part, inner: _Inner) -> int:
+    parts = _parts_of(part, inner)
+    return min(len(parts), _MOST_PARTS) + sum(_lines_in(each, inner) for each in parts[:_MOST_PARTS])
+
+
+def _add_all_inside(twigs: Iterable[tuple[Tree, _Part]], inner: _Inner, now: float, room: int) -> int:
+    """Add what is inside of parts, of those at work first, in at most so many lines; returns how many there are."""
+    used = 0
+    for twig, part in sorted(twigs, key=lambda pair: pair[1].status not in _AT_WORK):
+        used += _add_inside(twig, part, inner, now, room - used)
+    return used
+
+
+def _add_inside(twig: Tree, part: _Part, inner: _Inner, now: float, room: int) -> int:
+    parts = _parts_of(part, inner)
+    if not parts or room < 1:
+        return 0
+    shown = [parts[i] for i in _wanted([each.status for each in parts], min(room, _MOST_PARTS))]
+    below: list[tuple[Tree, _Part]] = []
+    for each in shown:
+        name = each.name.removeprefix(f"{part.name}/")
+        label = _member_label(each, now) if isinstance(each, MemberProgress) else _node_label(each, now, name=name)
+        below.append((twig.add(label), each))
+    used = len(shown)
+    if len(shown) < len(parts):
+        twig.add(_rest_text([each.status for each in parts]))
+        used += 1
+    return used + _add_all_inside(below, inner, now, room - used)
+
+
+def _wanted(statuses: Sequence[str], most: int) -> list[int]:
+    """Choose which are shown one by one, by number, in their order: all, or those that need eyes first and a line for the rest."""
+    if len(statuses) <= most:
+        return list(range(len(statuses)))
+    return sorted(sorted(range(len(statuses)), key=lambda i: _RANKS.get(statuses[i], 3))[: max(0, most - 1)])
+
+
+def _rest_text(statuses: Sequence[str]) -> Text:
+    counts = Counter(status.replace("_", " ") for status in statuses)
+    return Text(f"... of {len(statuses):,}: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()), "dim")
 
 
 def _window(groups: Sequence[Sequence[NodeProgress]], room: int) -> tuple[int, int]:
@@ -177,23 +249,13 @@ def _window(groups: Sequence[Sequence[NodeProgress]], room: int) -> tuple[int, i
     return first, last
 
 
-def _add_nodes(branch: Tree, group: Sequence[NodeProgress], inner: dict[str, list[NodeProgress]], now: float, room: int) -> None:
-    """Add nodes, those that need eyes first where not all have room."""
-    shown = list(group)
-    if len(shown) > room:
-        rank = {"failed": 0, "stopped": 0, "retrying": 1, "running": 2}
-        wanted = {node.name for node in sorted(shown, key=lambda node: rank.get(node.status, 3))[: room - 1]}
-        shown = [node for node in group if node.name in wanted]
-    for node in shown:
-        twig = branch.add(_node_label(node, now))
-        if node.status in ("running", "retrying", "failed"):
-            for part in inner.get(node.name, [])[:8]:
-                twig.add(_node_label(part, now, name=part.name.partition("/")[2]))
+def _add_nodes(branch: Tree, group: Sequence[NodeProgress], now: float, room: int) -> list[tuple[Tree, _Part]]:
+    """Add nodes, those that need eyes first where not all have room; returns those that were added."""
+    shown = [group[i] for i in _wanted([node.status for node in group], room)]
+    added: list[tuple[Tree, _Part]] = [(branch.add(_node_label(node, now)), node) for node in shown]
     if len(shown) < len(group):
-        counts: dict[str, int] = {}
-        for node in group:
-            counts[node.status] = counts.get(node.status, 0) + 1
-        branch.add(Text("... of " + f"{len(group):,}: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()), "dim"))
+        branch.add(_rest_text([node.status for node in group]))
+    return added
 
 
 def _node_label(node: NodeProgress, now: float, *, name: str | None = None) -> Text:
@@ -210,7 +272,7 @@ def _node_label(node: NodeProgress, now: float, *, name: str | None = None) -> T
             label.append(f"  {node.done / (now - node.started):,.0f}/s", "dim")
     elif node.items is not None and node.status == "success":
         label.append(f"  {node.items:,} items", "dim")
-    elif node.status in ("running", "retrying") and (node.share or node.note):
+    elif node.status in ("running", "retrying") and (node.share or node.note or node.members):
         label.append(node_text(node).removeprefix(node.name), "cyan")
     if node.status == "retrying":
         label.append(f"  attempt {node.attempt} follows", "magenta")
@@ -220,7 +282,23 @@ def _node_label(node: NodeProgress, now: float, *, name: str | None = None) -> T
         label.append(f"  {seconds_text(node.duration)}", "dim")
     elif node.status == "running" and node.started:
         label.append(f"  {seconds_text(max(0.0, now - node.started))}", "dim")
+    if node.tally or (node.members and node.status not in ("running", "retrying")):
+        unheard = 0 if node.team is None else node.team - len(node.members)
+        counts = ", ".join(filter(None, [node.members_text(), f"{unheard:,} not started" if unheard else ""]))
+        label.append(f"  {'members: ' if node.items is not None else ''}{counts}", "dim")
     return label
+
+
+def _member_label(member: MemberProgress, now: float) -> Text:
+    return _seat_text(member.step_id, member.name, member.status, member.text(now))
+
+
+def _seat_text(step: str, name: str, status: str, told: str) -> Text:
+    """Return a member of a team: its index and name, and how it stands."""
+    sign, style = _SIGNS[status]
+    label = Text.assemble((f"{sign} ", style), (f"[{step.rpartition('/')[2]}] ", "dim"), name)
+    bold = status in ("failed", "timed_out", "stopped", "won")
+    return label.append(f"  {one_line(told, _LONGEST)}", style if bold else "dim") if told else label
 
 
 def print_report(report: RunReport) -> None:
@@ -228,12 +306,11 @@ def print_report(report: RunReport) -> None:
     console = Console(highlight=False, emoji=False, soft_wrap=True, width=_WIDEST)
     head = Text.assemble((report.run_id, "bold"), f"  {report.status}  {seconds_text(report.updated_at - report.started_at)}")
     tree = Tree(head, guide_style="dim")
-    branches: dict[str, Tree] = {}
+    known = {step.step for step in report.steps}
+    inside: dict[str, list[StepReport]] = {}
     for step in report.steps:
-        outer = next((branches[above] for above in _above(step.step) if above in branches), tree)
-        branches[step.step] = outer.add(_step_label(step))
-        for index, error, place in step.failed_items:
-            branches[step.step].add(Text(f"[{index}] {_error_text(error, place)}", "red"))
+        inside.setdefault(next((above for above in _above(step.step) if above in known), ""), []).append(step)
+    _add_steps(tree, inside.get("", []), inside)
     console.print(tree)
 
 
@@ -243,11 +320,47 @@ def _above(step: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(len(parts) - 1, 1, -1)]
 
 
+def _add_steps(branch: Tree, steps: Sequence[StepReport], inside: Mapping[str, Sequence[StepReport]]) -> None:
+    """Add steps with what is inside of them; of a large team those of the members that need eyes first."""
+    members = sorted((step for step in steps if step.member is not None), key=lambda step: int(step.step.rpartition("/")[2]))
+    shown = [members[i] for i in _wanted([member.status for member in members], _MOST_PARTS)]
+    for step in (*shown, *(step for step in steps if step.member is None)):
+        within = inside.get(step.step, ())
+        label = _step_label(step)
+        if step.members is not None and (unheard := step.members - len(within)):
+            label.append(f"  {unheard:,} not started", "dim")
+        twig = branch.add(label)
+        if step.items is None:
+            _add_steps(twig, within, inside)
+        else:
+            _add_items(twig, step, within, inside)
+    if len(shown) < len(members):
+        branch.add(_rest_text([member.status for member in members]))
+
+
+def _add_items(twig: Tree, step: StepReport, within: Sequence[StepReport], inside: Mapping[str, Sequence[StepReport]]) -> None:
+    """Add of a map the items that failed, and those that have steps inside: the first of them, where they are many."""
+    errors = {index: _error_text(error, place) for index, error, place in step.failed_items}
+    items: dict[str, list[StepReport]] = {index: [] for index in errors}
+    for each in within:
+        items.setdefault(each.step.removeprefix(f"{step.step}/").partition("/")[0], []).append(each)
+    whole = [index for index, steps in items.items() if steps]
+    shown = {*errors, *(whole if len(whole) <= _MOST_PARTS else whole[: _MOST_PARTS - 1])}
+    for index in sorted(shown, key=int):
+        label = Text.assemble((f"[{index}]", "red" if index in errors else ""), (f" {errors[index]}" if index in errors else "", "red"))
+        _add_steps(twig.add(label), items[index], inside)
+    if len(whole) > _MOST_PARTS:
+        members = statuses_text(Counter(each.status for each in within if each.member is not None))
+        twig.add(Text(f"... of {len(whole):,} items{'; members: ' if members else ''}{members}", "dim"))
+
+
 def _error_text(error: str, place: str | None) -> str:
     return one_line(error, _LONGEST) + (f" at {place}" if place else "")
 
 
 def _step_label(step: StepReport) -> Text:
+    if step.member is not None:
+        return _seat_text(step.step, step.member, step.status, step.told + (f" at {step.place}" if step.place else ""))
     sign, style = _SIGNS.get(step.status, _SIGNS["stopped"])
     number = step.step.split("/")[1]
     label = Text.assemble(
@@ -255,6 +368,8 @@ def _step_label(step: StepReport) -> Text:
     )
     if step.items is not None:
         label.append(f"  {step.done:,}/{step.items:,} items")
+    elif step.members is not None:
+        label.append(f"  team of {step.members:,}", "dim")
     if step.duration is not None:
         label.append(f"  {seconds_text(step.duration)}", "dim")
     if step.attempt > 1:

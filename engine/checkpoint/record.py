@@ -132,6 +132,8 @@ class Recorded:
         self._skipped: dict[str, Row] = {}
         self._failures: dict[str, tuple[int, int, str]] = {}
         """Member of a team to (attempt, number of the event, why) of its newest failure."""
+        self._gave_up: dict[str, int] = {}
+        """Step to the number of the event that told of its newest failed attempt."""
         self._given: dict[str, bytes] = {}
         """Member of a team to its own input, where the team mapped it."""
         self._winners: dict[str, list[int]] = {}
@@ -176,6 +178,7 @@ class Recorded:
             case "step_retrying":
                 data = info_of(row)
                 self.due[row.step] = (data.get("attempt", 1), data["due"])
+                self._gave_up[row.step] = row.seq
             case "condition_decided":
                 data = info_of(row)
                 self.verdicts[row.step, data["target"]] = data["verdict"]
@@ -206,8 +209,10 @@ class Recorded:
                     self._given[row.step] = row.output
             return
         self._under_way.pop(row.step, None)
-        if row.kind == "step_failed" and "reason" in data:
-            self._failures[row.step] = data.get("attempt", 1), row.seq, data["reason"]
+        if row.kind == "step_failed":
+            self._gave_up[row.step] = row.seq
+            if "reason" in data:
+                self._failures[row.step] = data.get("attempt", 1), row.seq, data["reason"]
         elif row.kind == "member_won":
             team, _, member = row.step.rpartition("/")
             self._winners.setdefault(team, []).append(int(member))
@@ -274,7 +279,7 @@ class Recorded:
         """Put a team's answer together from what its members gave."""
         output: list[dict[str, Any]] = []
         parts: list[tuple[int, StateDiff]] = []
-        jump: tuple[str, Any] | None = None
+        jumper: Finished | None = None
         errors = data.get("errors", {})
         for member in data["answer"]:
             text, error = f"{data.get('under', row.step)}/{member}", errors.get(str(member))
@@ -284,20 +289,28 @@ class Recorded:
                 value = done.output if done.jump is None else done.jump[1]
                 value = value.load() if isinstance(value, Encoded) and not is_large(value) else value
                 parts += [(member, done.diff)] if done.diff is not None else []
-                parts += done.parts
-                if done.jump is not None and data.get("jump") == done.jump[0] and (jump is None or member < jump[1][0]):
-                    jump = done.jump[0], (member, done)
+                parts += [(member, diff) for _, diff in done.parts]
+                if member == data.get("jumper"):
+                    jumper = done
             output.append({"member_index": member, "result": value, "error": error, "is_success": error is None})
         parts.sort(key=lambda part: part[0])
-        if jump is None:
+        if jumper is None:
             return _success(row, data, output, None, None)._replace(parts=parts)
-        done = jump[1][1]
-        return _success(row, {**data, "sent": done.sent}, None, None, done.jump)._replace(parts=parts)
+        return _success(row, {**data, "sent": jumper.sent}, None, None, jumper.jump)._replace(parts=parts)
 
     def failure(self, step: str, attempt: int) -> tuple[int, str] | None:
-        """Return (number of the event, why) where a member of a team failed in an attempt of its team."""
+        """Return (number of the event, why) where a member of a team failed in an attempt of its team.
+
+        None too where that attempt has failed as a whole since: a run that is resumed has all its attempts again, by the same numbers.
+        """
         found = self._failures.get(step)
-        return None if found is None or found[0] != attempt else found[1:]
+        if found is None or found[0] != attempt:
+            return None
+        above = step
+        while above := above.rpartition("/")[0]:
+            if self._gave_up.get(above, 0) > found[1]:
+                return None
+        return found[1:]
 
     def given(self, step: str) -> Any:
         """Return the input that a team's mapper made for a member, None where there is none."""
@@ -307,6 +320,10 @@ class Recorded:
     def winners(self, step: str) -> Sequence[int]:
         """Return who won in a team, in order."""
         return self._winners.get(step, ())
+
+    def is_under_way(self, step: str) -> bool:
+        """Tell whether a member of a team had started and not ended when the log was read."""
+        return step in self._under_way
 
     def left_behind(self) -> list[tuple[str, str, int]]:
         """Return (node, step, attempt) of those who had lost when the process that performed them ended; nobody wrote down their stop."""

@@ -52,6 +52,25 @@ class Strategy:
         """Whether there are winners and losers."""
         return self.need is not None or self.pick is not None
 
+    @property
+    def text(self) -> str:
+        """The strategy as people write it: `QUORUM(2)`."""
+        judged = getattr(self.judge, "__name__", type(self.judge).__name__)
+        match self.need, self.stagger, self.pick:
+            case None, 0, None:
+                return "ALL"
+            case 1, 0, None:
+                return "RACE"
+            case 1, stagger, None:
+                return f"HEDGE({stagger:g})"
+            case int(need), 0, None:
+                return f"QUORUM({need})"
+            case None, 0, pick if pick is not None:
+                return "VOTE" if pick == "vote" else f"BEST({judged})"
+            case _:
+                picked = judged if callable(self.pick) else repr(self.pick)
+                return f"Strategy(need={self.need}, stagger={self.stagger:g}, pick={picked})"
+
 
 ALL: Final = Strategy()
 RACE: Final = Strategy(1)
@@ -106,7 +125,7 @@ class MemberResult:
     result: Any = None
     error: str | None = None
     is_success: bool = True
-    exception: BaseException | None = None
+    exception: Any = None
     """What a member that failed raised, where it is known in this process."""
     started: float | None = None
     """Seconds since 1970; None for one that never started."""
@@ -161,7 +180,7 @@ class End(NamedTuple):
     value: Any = None
     """Of a success; compared with others where the team votes."""
     score: float | None = None
-    """What the judge gave it; None: not asked yet."""
+    """What the judge gave it, a whole number of any size too; None: not asked yet."""
 
 
 class Standing(NamedTuple):

@@ -348,11 +348,12 @@ class Driver:
         ledger = self.ledger
         if self.live:
             ledger.finished += 1
+        outcome.seq = ledger.seq + 1
         if self.keeps and self.recorded is not None:
             jump = None if outcome.jump is None else (outcome.jump.node, outcome.jump.sent if outcome.jump.sent is not ABSENT else None)
             sent = outcome.jump is not None and outcome.jump.sent is not ABSENT
             self.recorded.keep(text, Finished("success", outcome.output, outcome.diff, jump, sent, outcome.call.attempt, outcome.started,
-                                              outcome.duration, None, parts=outcome.parts))  # fmt: skip
+                                              outcome.duration, None, outcome.seq, outcome.parts))  # fmt: skip
         if ledger.quiet or not self.live:
             ledger.seq += 1
             return
@@ -368,7 +369,6 @@ class Driver:
             data["worker"] = outcome.worker
         if not ledger.stores and outcome.diff is not None:
             data["writes"], data["deletes"] = list(outcome.diff.written), list(outcome.diff.deleted)
-        outcome.seq = ledger.seq + 1
         ledger.tell("step_succeeded", name, text, data, attempt=outcome.call.attempt, value=opened(value) if not ledger.stores else None,
                     output=outcome.output_data, diff=outcome.diff_data)  # fmt: skip
 

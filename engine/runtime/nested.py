@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
-from engine.errors import GeckoError, StepTimedOut
+from engine.errors import StepTimedOut
 from engine.runtime.control import Control, Halt
 from engine.runtime.step import STUBBORN, Call, Outcome
 
@@ -77,7 +77,7 @@ class Nested:
             await child.settle(outcome)
         except asyncio.CancelledError:  # by `stop` or its limit, in the middle of a call of its own
             child.halted = True
-        except GeckoError as error:
+        except Exception as error:  # noqa: BLE001 - also one of ours, which would leave the layer waiting
             outcome.error = error
         outcome.duration = clock.monotonic() - begun
         self._children.pop(call.step_id, None)

@@ -295,7 +295,7 @@ def _keep(outcome: Outcome, ctx: Context | None, value: Any, version: int) -> No
     """Take over what the body gave: a jump or data, and its diff."""
     diff = None if ctx is None else ctx.wrote(version)
     if isinstance(value, Next):
-        if outcome.call.ordinal is not None:
+        if outcome.call.ordinal is not None and outcome.call.node.kind != "member":
             raise StepFailed(f"item {outcome.call.label!r} returned a Next; an item of a map cannot jump", node=outcome.call.label)
         jump = Next(value.node, value.input, value.update_state)
         if jump.sent is not ABSENT and jump.sent is not None:

@@ -6,16 +6,17 @@ what comes after the team, and no run ends before they have stopped.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from engine.checkpoint.codec import private
 from engine.core.routing import ABSENT, Next
 from engine.core.run import Apply
 from engine.core.state import opened
 from engine.core.team import End, MemberResult, Standing, TeamPlan, named, settle
-from engine.errors import GeckoError, TeamTimedOut
+from engine.errors import GeckoError, StepFailed, TeamTimedOut
 from engine.runtime.bulk import encoded
 from engine.runtime.control import Control
 from engine.runtime.nested import Nested
@@ -69,6 +70,8 @@ class TeamWork:
         """Outcomes that came since the last look: those of one turn of the event loop count as one moment."""
         self._newest = -inf
         """When a member started last."""
+        self._waited_out = False
+        """Whether the delay until the next start is over: a timer may go off a hair before the clock says so."""
         self._expired = False
         self._over = False
         self._why = "cancelled"
@@ -118,18 +121,24 @@ class TeamWork:
             self._driver.results = results
         outcome.output = [result.data() for result in results]
         parts: list[Any] = []
+        jumper: int | None = None
         for member in sorted(self._answer):
             found = self._seats[member].outcome
             if found is None:
                 continue
             if found.diff is not None:
                 parts.append((member, found.diff))
-            parts += found.parts
+            parts += [(member, diff) for _, diff in found.parts]  # of a team in this one: in the place of its member
             if found.jump is not None and outcome.jump is None and not self._team.alone:
-                outcome.jump = found.jump
+                outcome.jump, jumper = found.jump, member
         outcome.parts = parts
+        if outcome.jump is not None and self._call.node.kind == "map":
+            outcome.error = StepFailed(f"item {self._call.label!r} returned a Next; an item of a map cannot jump", node=self._call.label)
+            return
         errors = {str(member): seat.text for member in self._answer if (seat := self._seats[member]).outcome is None}
         outcome.answer = {"answer": list(self._answer), **({"errors": errors} if errors else {})}
+        if jumper is not None:
+            outcome.answer["jumper"] = jumper
         if self._call.spare is not None:
             outcome.answer["under"] = self._text
 
@@ -142,13 +151,11 @@ class TeamWork:
     def _recall(self) -> None:
         """Take from the log, and from earlier attempts, who has ended; a failure counts in its own attempt alone."""
         recorded, known = self._driver.recorded, self._unit.members.setdefault(self._text, {})
-        ended: list[tuple[int, End]] = []
-        for member in range(len(self._seats)):
+        ended = [(outcome.seq, self._succeeded(member, outcome)) for member, outcome in known.items()]  # in the order in which they ended
+        for member in (m for m in range(len(self._seats)) if m not in known):
             text = f"{self._text}/{member}"
             done = recorded.finished(text) if recorded else None
-            if member in known:
-                ended.append((known[member].seq, self._succeeded(member, known[member])))
-            elif done is not None:
+            if done is not None:
                 call = self._member_call(member, None)
                 self._seats[member].since, self._seats[member].stopped_after = done.started, done.duration
                 ended.append((done.seq, self._succeeded(member, recalled(done, call))))
@@ -157,7 +164,8 @@ class TeamWork:
                 ended.append((seq, self._failed(member, reason, None)))
         self._ends = [end for _, end in sorted(ended, key=lambda pair: pair[0])]
         if recorded and self._team.strategy.chooses:
-            self._won = tuple(m for m in recorded.winners(self._text) if self._seats[m].outcome is not None)
+            known_here = range(len(self._seats))  # of a team that lost members since, not all
+            self._won = tuple(m for m in recorded.winners(self._text) if m in known_here and self._seats[m].outcome is not None)
 
     async def _stand(self) -> Standing:
         self._take_in()
@@ -166,20 +174,21 @@ class TeamWork:
         if self._expired:
             await self._end_unfinished()
         running = sorted(self._running)
-        waited = self._clock.monotonic() - self._newest
+        waited = inf if self._waited_out else self._clock.monotonic() - self._newest
         return settle(self._team.strategy, len(self._seats), self._ends, running=running, waited=waited, width=self._team.width)
 
     async def _change(self) -> None:
         """Wait until a member ends, the next one may be due, or something is asked."""
         stagger, timeout = self._team.strategy.stagger, None
-        if stagger and self._running and len(self._ends) + len(self._running) < len(self._seats):
+        if stagger and not self._waited_out and self._running and len(self._ends) + len(self._running) < len(self._seats):
             left = stagger - (self._clock.monotonic() - self._newest)
             timeout = left if 0 < left < inf else None
         waiter = self.control.waiter()
         if self._arrived:
             waiter.cancel()
             return
-        await asyncio.wait({waiter}, timeout=timeout)
+        done, _ = await asyncio.wait({waiter}, timeout=timeout)
+        self._waited_out = self._waited_out or not done
         waiter.cancel()
 
     def _expire(self) -> None:
@@ -197,7 +206,7 @@ class TeamWork:
     def _start(self, members: tuple[int, ...]) -> None:
         """Start members; one whose input is made first by the team's mapper starts when that is done."""
         calls: list[Call] = []
-        self._newest = self._clock.monotonic()
+        self._newest, self._waited_out = self._clock.monotonic(), False
         for member in members:
             seat = self._seats[member]
             seat.since = self._clock.now()
@@ -316,8 +325,8 @@ class TeamWork:
         for member, answer in zip(members, asking.result(), strict=True):
             place = next(i for i, end in enumerate(self._ends) if end.member == member)
             if answer.error is None and is_score(answer.value):
-                self._seats[member].score = float(answer.value)
-                self._ends[place] = self._ends[place]._replace(score=float(answer.value))
+                self._seats[member].score = answer.value  # as it is: a large whole number is no float
+                self._ends[place] = self._ends[place]._replace(score=answer.value)
                 continue
             reason = f"gave {answer.value!r:.80}, which is no number" if answer.error is None else _text_of(answer.error)
             self._ends[place] = self._failed(member, f"Judge failed: {reason}", answer.error)
@@ -341,11 +350,13 @@ class TeamWork:
             for member in sorted(self._running):
                 self._failed(member, "Stopped: too many others had failed", None)
             self._running.clear()
-            for seat in self._seats:
+            for member, seat in enumerate(self._seats):
                 if seat.outcome is None and not seat.text:
-                    seat.text = "Never started: too many others had failed"
+                    begun = self._left_behind(member, "step_stopped")
+                    seat.text = f"{'Stopped' if begun else 'Never started'}: too many others had failed"
             if self._expired and team.strategy.need is not None:
                 results = [self._result(member) for member in range(len(self._seats))]
+                results = [replace(result, result=private(result.result)) for result in results]
                 text = f"team {self._call.label!r} timed out after {team.timeout:g} s; {_known(results)}"
                 self._failure = TeamTimedOut(text, node=self._call.label, results=results)
             return
@@ -358,6 +369,8 @@ class TeamWork:
             for end in self._ends:
                 if end.member not in self._answer:
                     self._tell_lost(end.member, "another was chosen" if end.success else self._seats[end.member].text)
+            for member in set(range(len(self._seats))) - self._running - {end.member for end in self._ends}:
+                self._left_behind(member, "member_lost")
         self._over = True
         self._leave(sorted(self._running))
         self._running.clear()
@@ -405,6 +418,14 @@ class TeamWork:
             self._tell_lost(member, reason)
         else:
             self._tell(kind, member, {"reason": reason, "stopped_after": seat.stopped_after})
+
+    def _left_behind(self, member: int, kind: str) -> bool:
+        """Tell of a member that had started when the process that performed it ended, and whether it is one; nobody saw its stop."""
+        recorded = self._driver.recorded
+        if not recorded or not recorded.is_under_way(f"{self._text}/{member}"):
+            return False
+        self._tell(kind, member, {"reason": "the process that performed it ended"})
+        return True
 
     def _tell_lost(self, member: int, reason: str) -> None:
         seat = self._seats[member]

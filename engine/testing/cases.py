@@ -11,6 +11,7 @@ from engine.core.context import Context
 from engine.core.policy import Limits, Retry
 from engine.core.routing import Next
 from engine.testing.conformance import Case
+from engine.testing.team_cases import TEAM_CASES
 from engine.workflow import Workflow
 
 
@@ -495,4 +496,5 @@ CASES: tuple[Case, ...] = (
          error=("StepFailed", "TypeError", "'n1'", "not 7"), kinds={"once_intended": 0}),
     Case("window", window, output=[{"n2": 2, "n3": 3}, [("n1", "success"), ("n2", "success"), ("n3", "success")]]),
     Case("start in the middle", lambda: _chain("middle", fail, increase, increase), 5, 7, start_node="n2"),
+    *TEAM_CASES,
 )  # fmt: skip

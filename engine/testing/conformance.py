@@ -10,6 +10,7 @@ functions of this module, which other processes import, and closures, which they
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from engine.core.events import Event
@@ -174,18 +175,23 @@ def _rows(rows: Iterable[Row], run_id: str) -> list[tuple[Any, ...]]:
 def _alike(what: str, events: Iterable[Event], run_id: str) -> list[Any]:
     """Return durable events without time and place, in groups whose order is determined, and in a group by step.
 
-    What a reducer answered is noted for a resume alone, so not where nothing is stored.
+    What a reducer answered is noted for a resume alone, so not where nothing is stored. Who lost in a team is told when it has stopped,
+    beside what comes after the team: that comes last here, in the order of the steps.
     """
     durable = [event for event in events if not event.ordinal]
     seqs = [event.seq for event in durable]
     assert seqs == list(range(1, len(seqs) + 1)), f"{what}: the numbers of the events do not ascend by one: {seqs}"
     groups: list[dict[str, list[Any]]] = [{}]
+    losses: list[Any] = []
     running: set[str] = set()
     ends = {event.step_id: event.seq for event in durable if event.kind in _ENDS}  # a skip follows a failure: the newest counts
     for event in durable:
         if "reduced" in event.data:
             continue
         step = event.step_id.removeprefix(run_id)
+        if event.kind == "member_lost":
+            losses.append(_strip(event, run_id))
+            continue
         begins = event.kind == "step_started" and step.count("/") == 2
         if begins and not running:
             groups.append({})
@@ -196,7 +202,7 @@ def _alike(what: str, events: Iterable[Event], run_id: str) -> list[Any]:
             running.remove(step)
             if not running:
                 groups.append({})
-    return [event for group in groups for _, told in sorted(group.items()) for event in told]
+    return [event for group in groups for _, told in sorted(group.items()) for event in told] + sorted(losses, key=itemgetter(2))
 
 
 def _strip(event: Event, run_id: str) -> tuple[Any, ...]:
@@ -204,6 +210,8 @@ def _strip(event: Event, run_id: str) -> tuple[Any, ...]:
     data: dict[str, Any] = {}
     for key, value in sorted(event.data.items()):
         if key in kept or (event.kind == "jumped" and key == "input"):  # where there is a log, the jumper's own event has it
+            continue
+        if key == "reason" and event.kind == "member_lost":  # how a body was stopped depends on where it was: in a thread it goes on
             continue
         if key == "error" and isinstance(value, dict):
             value = (value["type"], value["message"].replace(run_id, "RUN"))

@@ -45,6 +45,27 @@ def gecko(capsys: pytest.CaptureFixture[str]) -> Gecko:
 
 
 @pytest.fixture
+def team_file() -> Path:
+    """Give a file with workflows of teams."""
+    file = Path("teams.py")
+    file.write_text(
+        "import asyncio\n"
+        "from engine import QUORUM, RACE, HEDGE, Team, Workflow\n"
+        "async def fast(x): return 'fast'\n"
+        "async def slow(x): await asyncio.Event().wait()\n"
+        "async def fail(x): raise ValueError('no luck')\n"
+        "inner = Workflow('inner').add_node('deep', Team([fast, slow], 'deep', strategy=RACE)).set_entry_point('deep')\n"
+        "flow = (Workflow('teams').add_node('race', Team([fast, slow, fail], 'race', strategy=RACE)).add_node('in', inner)\n"
+        "        .add_map('each', Team([fast, slow], 'each', strategy=HEDGE(60)), over='list')\n"
+        "        .add_node('many', Team([fast] * 20 + [fail, 7], 'many')).add_node('list', lambda ctx: ctx.state.update(list=[1] * 9)))\n"
+        "for pair in [('list', 'each'), ('each', 'race'), ('race', 'in'), ('in', 'many')]: flow.add_edge(*pair)\n"
+        "flow.set_entry_point('list')\n"
+        "lost = Workflow('lost').add_node('t', Team([fast, fail, fail], 't', strategy=QUORUM(2))).set_entry_point('t')\n"
+    )
+    return file
+
+
+@pytest.fixture
 def flow_file() -> Path:
     """Give a file with a workflow of two layers, `flow`, and some that go wrong."""
     file = Path("flow.py")

@@ -40,6 +40,20 @@ def test_sizes_are_written_as_people_write_them(size: int, text: str):
         (event("step_skipped", "b", "b/1"), "b  skipped"),
         (event("conflict", "", "", key="k", nodes=["a", "b"]), "run  state key 'k' was written by a, b"),
         (event("run_completed", finished=3), "run  completed after 3 steps"),
+        (event("step_started", "t", "t/1", members=3), "t  started with 3 members"),
+        (event("step_started", "t", "t/1/2", member="fast"), "t[2]  started, member 'fast'"),
+        (event("step_started", "o/t", "o/1/0/2", member="fast"), "o/t[0/2]  started, member 'fast'"),
+        (
+            event("step_succeeded", "t", "t/1", duration=1.0, answer=[0, 1], errors={"1": "no"}),
+            "t  succeeded in 1.0 s with 2 results, 1 of them failed",
+        ),
+        (event("step_failed", "t", "t/1/0", error="x", reason="Judge failed: x"), "t[0]  failed: Judge failed: x"),
+        (event("step_stopped", "t", "t/1/0", reason="the team's limit", stopped_after=0.5), "t[0]  stopped after 500 ms: the team's limit"),
+        (event("member_won", "t", "t/1/0", score=2.5), "t[0]  won, score 2.5"),
+        (
+            event("member_lost", "t", "t/1/1", reason="another was chosen", stopped_after=0.014),
+            "t[1]  lost after 14 ms: another was chosen",
+        ),
         (event("once_done", "a", "a/1", key="k", value=1), 'a  once done {"key":"k"}'),
     ],
 )

@@ -1,12 +1,13 @@
 """Use cases without a command line."""
 
+import asyncio
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from engine import Engine, Workflow
+from engine import ALL, BEST, HEDGE, QUORUM, RACE, VOTE, Engine, Member, Strategy, Team, Workflow
 from engine.core.ids import make_run_id
 from engine.errors import DefinitionError, InvalidDocument, StepFailed
 from engine.ports import Row, RunKey
@@ -84,6 +85,91 @@ async def test_a_report_tells_steps_of_sub_workflows_and_the_items_that_failed()
     ]  # fmt: skip
     assert [item[:2] for item in report.steps[1].failed_items] == [("1", "ValueError: one")]
     assert str(report.steps[1].failed_items[0][2]).startswith(f"{__file__}:")
+
+
+async def quick(x: object) -> str:
+    return "quick"
+
+
+async def never(x: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def broken(x: object) -> None:
+    raise ValueError("no luck")
+
+
+@pytest.mark.anyio
+async def test_a_report_tells_of_members_who_won_who_lost_and_who_failed_and_why():
+    place = "memory://report-team"
+    flow = (
+        Workflow("teams", storage=place)
+        .add_node("race", Team([never, broken, quick], "race", strategy=RACE))
+        .add_node("best", Team([quick, Workflow("inner").add_node("a", quick).set_entry_point("a")], "best", strategy=BEST(len)))
+        .add_node("limit", Team([never, quick, 7], "limit", timeout=0.01))
+        .add_edge("race", "best")
+        .add_edge("best", "limit")
+        .set_entry_point("race")
+    )
+    await flow.execute(session_id="s")
+    report = await service.report_of(Engine(place), "s")
+    assert [(step.node, step.members) for step in report.steps if step.members] == [("race", 3), ("best", 2), ("limit", 3)]
+    members = {step.step: step for step in report.steps if step.member}
+    assert {text: (step.member, step.status) for text, step in members.items()} == {
+        "race/1/0": ("never", "lost"), "race/1/1": ("broken", "failed"), "race/1/2": ("quick", "won"),
+        "best/1/0": ("quick", "won"), "best/1/1": ("inner", "lost"),
+        "limit/1/0": ("never", "timed_out"), "limit/1/1": ("quick", "finished"), "limit/1/2": ("int", "failed"),
+    }  # fmt: skip
+    assert members["race/1/0"].told.startswith("lost, stopped after ")
+    assert members["race/1/1"].why == "ValueError: no luck"
+    assert str(members["race/1/1"].place).startswith(f"{__file__}:")
+    assert members["best/1/0"].score == 5
+    assert "not executable: 7 is no body" in members["limit/1/2"].told
+    assert next(step.node for step in report.steps if step.step == "best/1/1/0") == "best/a"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "text"),
+    [
+        (ALL, "ALL"), (RACE, "RACE"), (VOTE, "VOTE"), (HEDGE(0.05), "HEDGE(0.05)"), (QUORUM(2), "QUORUM(2)"), (BEST(len), "BEST(len)"),
+        (Strategy(2, 0.5, "vote"), "Strategy(need=2, stagger=0.5, pick='vote')"),
+        (Strategy(2, pick=len), "Strategy(need=2, stagger=0, pick=len)"),
+    ],
+)  # fmt: skip
+def test_a_team_is_told_by_its_strategy_and_its_members(strategy: Strategy, text: str):
+    assert service.team_text(Team([quick, broken], strategy=strategy)) == f"{text} of 2: quick, broken"
+
+
+def test_of_a_large_team_and_an_empty_one_as_much_is_told_as_can_be_read():
+    assert service.team_text(Team([quick] * 1000)) == f"ALL of 1,000: {', '.join(['quick'] * 6)}, 994 more"
+    assert service.team_text(Team([])) == "ALL of nobody"
+
+
+def test_a_plan_and_a_graph_say_who_is_in_a_team():
+    inner = Team([quick, len], "inner", strategy=RACE)
+    team = Team([quick, len, Member(len, num_gpus=1), inner, make(), 7], "outer", strategy=QUORUM(2))
+    flow = Workflow("w").add_node("t", team).add_map("m", inner).add_edge("t", "m").set_entry_point("t")
+    (node,), (items,) = service.plan_of(flow)
+    assert (node.mode, node.strategy, items.mode, items.is_map) == ("team", "QUORUM(2)", "team", True)
+    assert [(member.name, member.mode) for member in node.members] == [
+        ("quick", "async"), ("len", "sync"), ("len", "own"), ("inner", "team"), ("w", "workflow"), ("int", "none"),
+    ]  # fmt: skip
+    assert node.members[2].why == "asks for 1 CPU, 1 GPU"
+    told, mapped = service.graph_of(flow)["nodes"]
+    assert (told["kind"], told["body"], told["team"]["strategy"], mapped["kind"]) == ("team", "outer", "QUORUM(2)", "map")
+    assert [(member["name"], member["kind"]) for member in told["team"]["members"]] == [
+        ("quick", "step"), ("len", "step"), ("len", "step"), ("inner", "team"), ("w", "workflow"), ("int", "step"),
+    ]  # fmt: skip
+    assert 'n0(("t<br/>QUORUM(2) of 6: quick, len, len, inner, w, int"))' in service.mermaid_of(flow)
+    assert '"m<br/>RACE of 2: quick, &lt;lambda&gt;"' in service.mermaid_of(
+        Workflow("w").add_node("m", Team([quick, lambda x: x], strategy=RACE)).set_entry_point("m")
+    )
+
+
+def test_a_team_with_a_member_that_is_broken_is_told_all_the_same():
+    flow = Workflow("w").add_node("t", Team([quick, Workflow("empty")], strategy=RACE)).set_entry_point("t")
+    assert service.mermaid_of(flow).endswith('"t<br/>RACE of 2: member 0, member 1"))')
+    assert [problem.warning for problem in service.problems_of(flow)] == [False]
 
 
 def copy_run(segment: Path, times: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import Context, Engine, Next, Retry, Workflow
+from engine import HEDGE, RACE, Context, Engine, Next, Retry, Team, Workflow
 from engine.core.events import Event
 from engine.errors import RunCancelled, RunPaused
 from engine.handle import RunHandle
@@ -213,6 +213,132 @@ async def test_a_run_that_is_paused_while_nobody_drives_it_keeps_its_count():
     await engine.pause("s")
     events = [each async for each in engine.events("s")]
     assert events[-1].data["finished"] == sum(each.kind == "step_succeeded" for each in events) == 5
+
+
+RACED = (
+    event(1, "run_started"),
+    event(2, "step_started", "r", "r/1", members=4),
+    *(event(3 + i, "step_started", "r", f"r/1/{i}", member=name) for i, name in enumerate(["a", "b", "c"])),
+    event(6, "step_failed", "r", "r/1/1", error={"type": "ValueError", "message": "no"}, reason="ValueError: no", duration=0.5),
+)
+
+
+def standing(progress: Progress, node: str = "r") -> list[tuple[str, str, str]]:
+    """The members of a node, and how they stand at 1010."""
+    return [(member.name, member.status, member.text(1010.0)) for member in progress.nodes[node].members.values()]
+
+
+def test_members_of_a_team_are_counted_apart_from_nodes_and_their_failures_are_no_attempts_of_the_team():
+    progress = told(*RACED, nodes=("r", "z"))
+    node = progress.nodes["r"]
+    assert (node.status, node.passes, node.failed, node.team, progress.failures, progress.finished) == ("running", 1, 0, 4, 1, 0)
+    assert standing(progress) == [
+        ("a", "running", "7.0 s"), ("b", "failed", "failed after 500 ms: ValueError: no"), ("c", "running", "5.0 s"),
+    ]  # fmt: skip
+    assert progress.line(1010.0) == "9.0 s, running, 0/2 nodes, 0 steps, r 1/4 members, 1 failed attempt"
+
+
+def test_a_race_that_is_over_says_who_won_and_when_each_of_the_others_had_stopped_also_those_that_stop_late():
+    progress = told(
+        *RACED,
+        event(7, "step_succeeded", "r", "r/1/0", duration=0.25),
+        event(8, "member_won", "r", "r/1/0"),
+        event(9, "member_lost", "r", "r/1/1", reason="ValueError: no", stopped_after=0.5),
+        event(10, "step_succeeded", "r", "r/1", duration=1.0, answer=[0]),
+        event(
+            11, "member_lost", "r", "r/1/2", reason="stopped, since the team had its answer; the body goes on unattended", stopped_after=2.0
+        ),
+        event(12, "run_completed", finished=2),
+        nodes=("r",),
+    )
+    assert [text for _, _, text in standing(progress)] == [
+        "won after 250 ms", "failed after 500 ms: ValueError: no", "lost, stopped after 2.0 s; the body goes on unattended",
+    ]  # fmt: skip
+    assert (progress.nodes["r"].members_text(), progress.settled(), progress.finished) == ("1 won, 1 lost, 1 failed", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ([("step_succeeded", {"duration": 0.01})], "finished after 10 ms"),
+        ([("step_succeeded", {"duration": 0.01}), ("member_won", {"score": 0.5})], "won after 10 ms, score 0.5"),
+        ([("step_succeeded", {"duration": 0.01}), ("member_won", {"score": 10**400})], f"won after 10 ms, score 1{'0' * 23}"),
+        (
+            [("step_succeeded", {"duration": 0.01}), ("member_lost", {"reason": "another was chosen", "stopped_after": 0.01, "score": 2})],
+            "lost after 10 ms, score 2: another was chosen",
+        ),
+        ([("member_lost", {"reason": "the process that performed it ended"})], "lost: the process that performed it ended"),
+        ([("member_lost", {"reason": "stopped, since the team had its answer", "stopped_after": 0.014})], "lost, stopped after 14 ms"),
+        ([("step_failed", {"error": {"type": "StepTimedOut", "message": "m"}, "reason": "m", "duration": 0.4})], "timed out after 400 ms"),
+        ([("step_stopped", {"reason": "the team's limit", "stopped_after": 0.5})], "timed out after 500 ms"),
+        ([("step_stopped", {"reason": "cancelled", "stopped_after": 0.5})], "stopped after 500 ms: cancelled"),
+        ([("run_paused", {})], "stopped: the run stopped"),
+        ([("run_resumed", {})], "stopped: the run stopped"),
+        ([("progress", {"done": 2, "total": 8, "note": "reading"})], "2/8: reading, 2.0 s"),
+    ],
+)
+def test_how_a_member_ended_is_told_in_a_few_words(ends: list[tuple[str, dict[str, Any]]], text: str):
+    progress = told(
+        event(1, "run_started"), event(2, "step_started", "t", "t/1", members=1), event(8, "step_started", "t", "t/1/0", member="a")
+    )
+    for number, (kind, data) in enumerate(ends):
+        step = "" if kind.startswith("run_") else "t/1/0"
+        progress.take(event(9 + number, kind, "t" if step else "", step, ordinal=int(kind == "progress"), **data))
+    assert progress.nodes["t"].members["r/t/1/0"].text(1010.0) == text
+
+
+def test_a_team_that_is_tried_again_or_opened_again_shows_its_newest_attempt_alone():
+    progress = told(
+        *RACED,
+        event(7, "step_retrying", "r", "r/1", error="x", delay=0.0),
+        event(8, "step_started", "r", "r/1/1", attempt=2, member="b"),
+    )
+    node = progress.nodes["r"]
+    assert (node.status, node.attempt, node.failed, node.members["r/r/1/1"].status) == ("running", 2, 1, "running")
+    progress = told(*RACED, event(7, "step_started", "r", "r/2", members=2), event(8, "step_started", "r", "r/2/0", member="d"))
+    assert [name for name, _, _ in standing(progress)] == ["d"]
+    progress.take(event(9, "member_lost", "r", "r/1/0", reason="stopped, since the team had its answer", stopped_after=9.0))
+    assert (progress.nodes["r"].status, progress.nodes["r"].passes, len(progress.nodes)) == ("running", 2, 1)
+
+
+@pytest.mark.anyio
+async def test_teams_in_teams_maps_and_workflows_leave_the_count_of_nodes_alone():
+    async def quick(x: Any) -> Any:
+        return x
+
+    async def never(x: Any) -> None:
+        await asyncio.Event().wait()
+
+    def race() -> Team:
+        return Team([quick, never], "race", strategy=RACE)
+
+    losing = Workflow("losing").add_node("deep", never).set_entry_point("deep")
+    winning = Workflow("winning").add_node("deep", race()).set_entry_point("deep")
+    flow = (
+        Workflow("all")
+        .add_node("list", lambda: [1, 2, 3])
+        .add_map("each", race())
+        .add_node("outer", Team([losing, winning, race()], "outer", strategy=HEDGE(0.01)))
+        .add_node("sub", winning)
+        .add_edge("list", "each")
+        .add_edge("each", "outer")
+        .add_edge("outer", "sub")
+        .set_entry_point("list")
+    )
+    progress = Progress(["list", "each", "outer", "sub"])
+    async for each in flow.stream(None):
+        progress.take(each)
+    assert {name: (node.status, node.passes) for name, node in progress.nodes.items()} == dict.fromkeys(
+        ["list", "each", "outer", "sub", "sub/deep"], ("success", 1)
+    )
+    assert (progress.settled(), progress.failures) == (5, 0)
+    each, outer, deep = (progress.nodes[name] for name in ("each", "outer", "sub/deep"))
+    assert (each.done, each.members_text(), each.teams) == (3, "3 won, 3 lost", {})
+    assert outer.members_text() == "1 won, 1 lost"
+    lost, won = outer.members.values()
+    assert (lost.nodes["deep"].status, won.nodes["deep"].status) == ("stopped", "success")
+    assert [member.status for member in won.nodes["deep"].members.values()] == ["won", "lost"]
+    assert [member.status for member in deep.members.values()] == ["won", "lost"]
 
 
 @pytest.mark.parametrize(
