@@ -281,15 +281,17 @@ class Pool:
             error = caught
             if flight.lane is not None and self.remote.loss(error) is not None:
                 self.remote.renew_lane(flight.lane, flight.process)
-        if flight.seat is not None:
-            flight.seat.dead = flight.seat.dead or error is not None
-            self.members.leave(flight.seat)
         self._sync -= counted
         self.pump_soon()
         loop = asyncio.get_running_loop()
         until = loop.time() + (LATE if error is not None else STOP_LATE)
         while flight.entries and loop.time() < until:
             await asyncio.wait({flight.change()}, timeout=until - loop.time())
+        if flight.seat is not None:  # not before: a loser whose result is on its way is ended with its seat
+            if flight.seat.ending is not None:  # Ray tells that an actor is dead as soon as it is to be
+                await self.members.end(flight.seat)
+            flight.seat.dead = flight.seat.dead or error is not None
+            self.members.leave(flight.seat)
         if flight.entries:
             self._lost(flight, error)
         self._land(flight)

@@ -8,7 +8,7 @@ the race, as many as were wanted at once lately. Idle ones end by themselves, an
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -176,7 +176,8 @@ class Members:
     def _start(self, shelf: Shelf) -> Seat:
         seat = Seat(self._actors.start_member(shelf.resources), _key(shelf.resources))
         shelf.starting += 1
-        self._starting[id(seat)] = self._beside(self._find(seat))
+        asked = self._actors.where_member(seat.actor)  # now: an actor answers in order, and the next question is its member
+        self._starting[id(seat)] = self._beside(self._find(seat, asked))
         return seat
 
     def _refill(self, shelf: Shelf) -> None:
@@ -191,10 +192,10 @@ class Members:
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(HELD, self._shrink)
 
-    async def _find(self, seat: Seat) -> None:
+    async def _find(self, seat: Seat, asked: Awaitable[tuple[str, int]]) -> None:
         """Learn where an actor runs; one that cannot start, or dies while it waits, is taken from its shelf."""
         try:
-            seat.place = await self._actors.where_member(seat.actor)
+            seat.place = await asked
         except Exception as error:
             self._discard(seat)
             if not seat.dead:

@@ -257,13 +257,13 @@ class RayRemote:
         """Send a member, as a pack of one."""
         return actor.perform.remote(data, refs)
 
-    async def where_member(self, actor: Any) -> tuple[str, int]:
-        """Return the node and the process of an actor, once it has started."""
-        return await actor.where.remote()
+    def where_member(self, actor: Any) -> Any:
+        """Ask for the node and the process of an actor, which it tells before it does what it is sent after this; to be awaited."""
+        return actor.where.remote()
 
-    async def size_member(self, actor: Any) -> int:
-        """Return the most bytes of memory that an actor's process has had."""
-        return await actor.size.remote()
+    def size_member(self, actor: Any) -> Any:
+        """Ask for the most bytes of memory that an actor's process has had; to be awaited."""
+        return actor.size.remote()
 
     def lives_member(self, place: tuple[str, int] | None) -> bool:
         """Tell whether an actor is there, as far as that is seen from here."""

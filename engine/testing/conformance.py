@@ -185,11 +185,12 @@ def _alike(what: str, events: Iterable[Event], run_id: str) -> list[Any]:
     losses: list[Any] = []
     running: set[str] = set()
     ends = {event.step_id: event.seq for event in durable if event.kind in _ENDS}  # a skip follows a failure: the newest counts
+    lost = tuple(f"{event.step_id}/" for event in durable if event.kind == "member_lost")
     for event in durable:
         if "reduced" in event.data:
             continue
         step = event.step_id.removeprefix(run_id)
-        if event.kind == "member_lost":
+        if event.kind == "member_lost" or (event.kind == "step_stopped" and event.step_id.startswith(lost)):
             losses.append(_strip(event, run_id))
             continue
         begins = event.kind == "step_started" and step.count("/") == 2

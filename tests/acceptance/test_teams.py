@@ -123,13 +123,16 @@ async def test_fifty_losers_do_nothing_after_their_recorded_stop(service):
     handle = await engine().start(lone(Team([lose, win], strategy=RACE), mapped=True), given, session_id="s")
     answers = await handle.wait()
     assert [[r["result"] for r in answer] for answer in answers] == [[n] for n in range(50)]
-    assert all(not lives(pid) for pid in marks.processes(place)), "a loser outlived its race"
+    ended = {name: [pid for pid in marks.processes(place, name) if lives(pid)] for name in marks.names(place)}
+    assert not any(ended.values()), (
+        f"losers outlived their races: {ended} {[(e.step_id, e.kind, e.data) async for e in handle.events() if e.step_id.endswith('/0')]}"
+    )
     assert all(not lives(int(name.partition(".")[2])) for name in os.listdir(children)), "what a loser had started outlived its race"
     assert len(os.listdir(children)) == 10
     lost = of_kind([event async for event in handle.events()], "member_lost")
     assert len(lost) == 50
     stopped = {event.step_id: event.at.timestamp() for event in lost}
-    assert marks.late(place, stopped) == {}
+    assert marks.late(place, stopped) == {}, [(n, late, marks.processes(place, n)[-1]) for n, late in marks.late(place, stopped).items()]
     assert len(asked) == 10
     on_the_wire = 0.3  # a request that was sent before its process was gone is read after that
     assert all(at < stopped[path[1:]] + on_the_wire for path, at in asked.items())
@@ -157,7 +160,7 @@ async def test_async_losers_are_cancelled_as_coroutines_and_their_neighbours_go_
     stopped = {event.step_id: event.at.timestamp() for event in of_kind(events, "member_lost")}
     assert len(stopped) == 3
     assert marks.names(place)["cancelled"] == 3
-    assert marks.late(place, stopped) == {}
+    assert marks.late(place, stopped) == {}, [(n, late, marks.processes(place, n)[-1]) for n, late in marks.late(place, stopped).items()]
     assert lives(answer[0]["result"]), "the process of async members was ended with one of them"
 
 
@@ -239,9 +242,10 @@ async def test_ten_thousand_races_leave_no_actor_task_or_object_behind():
     def actors() -> int:
         return sum(actor["State"] == "ALIVE" for actor in ray._private.state.actors().values())
 
+    made = Workflow("many", executor="ray", checkpoint_strategy="async")
+    made.add_map("races", Team([slow, quick], strategy=RACE), max_concurrency=100).set_entry_point("races")
+
     async def race(count: int, session: str) -> list[Any]:
-        made = Workflow("many", executor="ray", checkpoint_strategy="async")
-        made.add_map("races", Team([slow, quick], strategy=RACE), max_concurrency=100).set_entry_point("races")
         handle = await engine().start(made, list(range(count)), session_id=session)
         return [answer[0]["result"] for answer in await handle.wait()]
 
@@ -394,7 +398,7 @@ async def test_a_member_that_is_a_workflow_is_stopped_with_all_that_it_runs():
     assert [r["result"] for r in answer] == ["won"]
     stopped = {event.step_id: event.at.timestamp() for event in of_kind(events, "step_stopped")}
     assert len(stopped) == 2
-    assert marks.late(place, stopped) == {}
+    assert marks.late(place, stopped) == {}, [(n, late, marks.processes(place, n)[-1]) for n, late in marks.late(place, stopped).items()]
 
 
 async def test_the_other_strategies_settle_on_ray_as_in_process():

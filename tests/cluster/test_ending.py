@@ -46,7 +46,7 @@ for n in 1 2; do sh -c '(sh -c "$1" "$0" & wait) & sh -c "$1" "$0"' "$0" '{WRITE
 wait
 """
 """A shell with two children, each with a child that writes and one whose child does."""
-FORKING = "f() { (i=0; while [ $i -lt 150 ]; do sleep 60 & i=$((i+1)); done; wait) & }; f; f; f; wait"
+FORKING = "f() { i=0; while [ $i -lt 150 ]; do sleep 60 & i=$((i+1)); done; wait; }; f & f & f"
 OWNED = """
 import subprocess, sys
 from cluster.ending import end_with

@@ -30,6 +30,8 @@ class Actor:
         self.number = number
         self.resources = resources
         self.place: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        self.asked = False
+        """Whether it was asked where it runs."""
         self.drained = 0
         self.ends = 0
         self.gone = False
@@ -70,8 +72,9 @@ class Cluster:
             loop.call_later(self.start, actor.start)
         return actor
 
-    async def where_member(self, actor: Actor) -> tuple[str, int]:
-        return await asyncio.shield(actor.place)
+    def where_member(self, actor: Actor) -> asyncio.Future[tuple[str, int]]:
+        actor.asked = True
+        return asyncio.shield(actor.place)
 
     async def size_member(self, actor: Actor) -> int:
         self.weighed.append(actor.number)
@@ -160,6 +163,12 @@ async def test_a_seat_that_came_back_is_handed_out_again():
 
 
 @virtual
+async def test_an_actor_is_asked_where_it_runs_before_anybody_can_send_it_a_member():
+    cluster = Cluster()
+    seat = Members(cluster).take(Resources())
+    assert seat.actor.asked, "its process is known once its member has ended, and until then nobody can stop it"
+
+
 async def test_a_new_seat_starts_where_none_is_free():
     cluster, members = await warm(2)
     assert sorted(numbers(members.take(NOTHING) for _ in range(3))) == [0, 1, 2]
