@@ -16,6 +16,8 @@ from cluster.code import Parcel
 from cluster.dispatch import Pool
 from cluster.ending import descriptor_of
 from cluster.executor import RayExecutor
+from cluster.members import bodies
+from cluster.port import Kit
 from cluster.remote import make_remote
 from engine.checkpoint.codec import Encoded, encode, private
 from engine.core.events import Event
@@ -80,8 +82,10 @@ class Coordinator:
             opened_parcel: Parcel = pickle.loads(parcel)
             while len(self._parcels) >= PARCELS:
                 del self._parcels[next(iter(self._parcels))]  # its runs keep what they need
-            self._parcels[token] = opened_parcel, self._remote.put(opened_parcel.codes)
-            await self._pool.members.expect(opened_parcel.plan)
+            reference = self._remote.put(opened_parcel.codes)
+            self._parcels[token] = opened_parcel, reference
+            kit = Kit(reference, opened_parcel.cwd, opened_parcel.paths, bodies(opened_parcel.plan))
+            await self._pool.races.seats.expect(opened_parcel.plan, kit)
         held, codes = self._parcels[token] = self._parcels.pop(token)  # the newest last
         asked: Request = pickle.loads(request)
         given = asked.input
@@ -148,7 +152,7 @@ class Coordinator:
 
     async def statistics(self) -> dict[str, int]:
         """Return what is under way: calls, packs, seats of members that are idle and busy, runs."""
-        idle, busy = self._pool.members.statistics()
+        idle, busy = self._pool.races.seats.statistics()
         runs = sum(run.task is not None and not run.task.done() for run in self._runs.values())
         return {**self._pool.statistics(), "idle_seats": idle, "busy_seats": busy, "runs": runs}
 

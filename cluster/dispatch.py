@@ -16,12 +16,13 @@ from typing import Any
 from cluster.chain import Chain
 from cluster.code import RemoteBody
 from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of, wire_of
-from cluster.members import Members, Seat
+from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
 from cluster.packing import Pack as Chosen
-from cluster.placing import demand_of, is_member_of_lane, lack_of, mode_of
+from cluster.placing import demand_of, lack_of, mode_of
 from cluster.port import Remote
+from cluster.racing import Races
 from cluster.shipping import Refs
 from cluster.wire import AnswerWire, read_answer, to_wire
 from engine.core.policy import Resources
@@ -57,7 +58,7 @@ class Pool:
         self.remote = remote
         self.incarnation = secrets.token_hex(8)
         """Begins the ids of our packs: parts of packs that an earlier process sent are not ours."""
-        self.members = Members(remote)
+        self.races = Races(self)
         self._packer = Packer()
         self._entries: dict[int, Entry] = {}
         self._flights: dict[str, Flight] = {}
@@ -133,7 +134,10 @@ class Pool:
     def add(self, entries: Sequence[Entry]) -> None:
         """Let calls wait; packs are made when everything that is ready in this turn of the loop has been added."""
         waiting: list[Waiting] = []
+        self.races.add([entry for entry in entries if entry.call.node.kind == "member"])
         for entry in entries:
+            if entry.call.node.kind == "member":
+                continue
             call, entry.pack = entry.call, None
             if entry.recalled:  # nobody starts it any more: its run, woken, takes it back
                 entry.moment.owner.control.wake()
@@ -168,13 +172,17 @@ class Pool:
             self._send_lost(lost)
             sound = {e.id: e for e in entries.values() if e not in lost} if lost else entries
             if sound:
-                self.fly("async", sound, lane=next(self._lanes) % max(1, self.remote.slots))
+                self.fly("async", sound, lane=self.next_lane())
             return
         resources = next(iter(entries.values())).call.node.policy.resources if pack.mode is Mode.OWN else None
         for part in parts(entries, pack):
             flight = self.fly("sync", part, budget=pack.budget, resources=resources, counted=pack.mode is not Mode.OWN)
             if resources is not None:
-                asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
+                self.watch_scarce(flight, resources)
+
+    def watch_scarce(self, flight: Flight, resources: Resources) -> None:
+        """Look after a while whether any node has what a pack waits for."""
+        asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
 
     def _tell_scarce(self, flight: Flight, resources: Resources) -> None:
         """Say, once a run, that no node has what a pack waits for: Ray would wait without a word."""
@@ -201,22 +209,17 @@ class Pool:
         for start in range(0, len(again), GROUP):
             self.fly("async", {e.id: e for e in again[start : start + GROUP]}, counted=True)
 
-    def race(self, entries: Sequence[Entry]) -> None:
-        """Send the members of a team, each by itself, at once."""
-        for entry in entries:
-            policy, is_async = entry.call.node.policy, entry.call.binding.is_async
-            if is_member_of_lane(policy, is_async=is_async):
-                self.fly("async", {entry.id: entry}, lane=next(self._lanes) % max(1, self.remote.slots))
-            else:
-                self.members.seat(policy.resources, partial(self._entries.__contains__, entry.id), partial(self._seated, entry))
+    def is_wanted(self, entry: Entry) -> bool:
+        """Tell whether somebody still waits for a call."""
+        return entry.id in self._entries
 
-    def _seated(self, entry: Entry, seat: Seat) -> None:
-        resources = entry.call.node.policy.resources
-        flight = self.fly("async" if entry.call.binding.is_async else "sync", {entry.id: entry}, seat=seat)
-        if flight.id not in self._flights:
-            self.members.leave(seat)
-        elif resources:
-            asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
+    def flies(self, flight: Flight) -> bool:
+        """Tell whether a pack is under way."""
+        return flight.id in self._flights
+
+    def next_lane(self) -> int:
+        """Return the lane whose turn it is."""
+        return next(self._lanes) % max(1, self.remote.slots)
 
     def fly(
         self, kind: str, entries: dict[int, Entry], *, lane: int | None = None, budget: float | None = None, resources: Any = None,
@@ -287,11 +290,8 @@ class Pool:
         until = loop.time() + (LATE if error is not None else STOP_LATE)
         while flight.entries and loop.time() < until:
             await asyncio.wait({flight.change()}, timeout=until - loop.time())
-        if flight.seat is not None:  # not before: a loser whose result is on its way is ended with its seat
-            if flight.seat.ending is not None:  # Ray tells that an actor is dead as soon as it is to be
-                await self.members.end(flight.seat)
-            flight.seat.dead = flight.seat.dead or error is not None
-            self.members.leave(flight.seat)
+        if flight.seat is not None:
+            await self.races.landed(flight.seat, dead=error is not None)
         if flight.entries:
             self._lost(flight, error)
         self._land(flight)
@@ -369,7 +369,7 @@ class Pool:
             label, limit = entry.call.label, entry.call.limit
             self._end(entry, StepTimedOut(f"step {label!r} timed out after {limit:g} s", node=label), killed=True)
         left = [e for e in left if e.id not in flight.overdue]
-        running = [] if flight.stopping else left if flight.kind in ("async", "ask", "reduce") else left[:1]
+        running = [] if flight.stopping or flight.kind == "race" else left if flight.kind in ("async", "ask", "reduce") else left[:1]
         if late and flight.chain is None and flight.lane is None:
             running = []
         if flight.kind in ("ask", "reduce"):
@@ -430,7 +430,7 @@ class Pool:
     def _end_process(self, flight: Flight) -> None:
         """Kill the process of a pack, which nothing else stops."""
         if flight.seat is not None:
-            self._spawn(self.members.end(flight.seat))
+            self._spawn(self.races.seats.end(flight.seat))
         elif flight.process is not None:
             self._give_up_lane(flight)
         else:
@@ -470,20 +470,14 @@ class Pool:
                 flight.entries.pop(entry.id, None)
             flight.changed()
 
-    async def _end_seat(self, flight: Flight, seat: Seat) -> None:
-        """End a member with its process; it has stopped when that is gone."""
-        await self.members.end(seat)
-        flight.entries.clear()
-        flight.changed()
-
     def stop_flight(self, flight: Flight, *, grace: float) -> None:
         """Stop a pack: softly, and after the grace by force; one that has its process for itself with that."""
         if flight.seat is not None:
             flight.stopping = True
-            self._spawn(self._end_seat(flight, flight.seat))
+            self._spawn(self.races.end(flight, flight.seat))
             return
         if flight.lane is not None:
-            self.remote.stop_in_lane(flight.lane, [n for n in flight.entries if n not in self._entries])
+            self.races.stop_in_lane(flight)
         elif len({id(e.moment.owner) for e in flight.entries.values()}) > 1:  # it is short: let it come to its end
             flight.stopping, grace = True, max(grace, 5 * SHORT)
         else:

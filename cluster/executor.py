@@ -122,10 +122,6 @@ class RayExecutor:
             call, moment, report = self._queue.popleft()
             entry = self._open[call.step_id] = self.pool.entry(self, call, moment, report)
             entries.append(entry)
-        members = [entry for entry in entries if entry.call.node.kind == "member"]
-        if members:
-            self.pool.race(members)
-            entries = [entry for entry in entries if entry.call.node.kind != "member"]
         if entries:
             self.pool.add(entries)
 

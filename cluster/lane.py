@@ -171,6 +171,8 @@ class Lane:
         self._calls.pop(number, None)
         self._limits.pop(task, None)
         progress.left -= 1
+        if progress.eager and progress.left:
+            progress.look_soon()
         if not progress.left and progress.over is not None and not progress.over.done():
             progress.over.set_result(None)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.placing import demand_of, is_member_of_lane
-from cluster.port import Actors
+from cluster.port import Actors, Kit
 from engine.core.graph import Node
 from engine.core.plan import Plan
 from engine.core.policy import Resources
@@ -84,20 +84,27 @@ class Members:
         self._starting: dict[int, asyncio.Task[Any]] = {}
         """By a seat's id: what waits for its actor to start."""
         self._look: asyncio.TimerHandle | None = None
+        self._kit: Kit | None = None
+        """What the newest plan's members need."""
 
     def statistics(self) -> tuple[int, int]:
         """Return how many seats are idle and how many busy."""
         return sum(len(s.idle) for s in self._shelves.values()), sum(s.busy for s in self._shelves.values())
 
-    async def expect(self, plan: Plan) -> None:
+    async def expect(self, plan: Plan, kit: "Kit | None" = None) -> None:
         """Start, ahead of a run, what its teams need at once without resources of their own: a race is not to wait for half of its members.
 
-        Where nothing is there yet it is waited for, up to `PATIENCE` seconds: a cluster may be full.
+        Where nothing is there yet it is waited for, up to `PATIENCE` seconds: a cluster may be full. With a `kit` seats open the bodies
+        before they are sent one.
         """
         needed = min(MOST, widest(plan))
         if not needed:
             return
         shelf = self._shelf(None)
+        if kit is not None:
+            self._kit = kit
+            for seat in shelf.idle:
+                self._actors.prepare_member(seat.actor, kit)
         shelf.wanted = max(shelf.wanted, needed)
         self._refill(shelf)
         if any(seat.place is not None for seat in shelf.idle):
@@ -177,6 +184,8 @@ class Members:
         seat = Seat(self._actors.start_member(shelf.resources), _key(shelf.resources))
         shelf.starting += 1
         asked = self._actors.where_member(seat.actor)  # now: an actor answers in order, and the next question is its member
+        if self._kit is not None and shelf.resources is None:
+            self._actors.prepare_member(seat.actor, self._kit)
         self._starting[id(seat)] = self._beside(self._find(seat, asked))
         return seat
 
@@ -246,7 +255,7 @@ class Members:
             for seat in [seat for seat in shelf.idle if now - seat.since >= patience]:
                 shelf.idle.remove(seat)
                 self._drain(seat)
-            shelf.wanted = min(shelf.wanted, shelf.busy + len(shelf.idle))
+                shelf.wanted = max(0, shelf.wanted - 1)
         waiting = any(shelf.idle for shelf in self._shelves.values())
         self._look = asyncio.get_running_loop().call_later(HELD, self._shrink) if waiting else None
 
@@ -260,6 +269,18 @@ class Members:
 def widest(plan: Plan) -> int:
     """Return how many members of one team of a plan need a process of their own at once, and no resources."""
     return max((_width(node) for node in plan.nodes if isinstance(node.body, (Plan, TeamPlan))), default=0)
+
+
+def bodies(plan: Plan) -> list[bytes]:
+    """Return the keys of the bodies that a plan's teams may want seats for."""
+    found: list[bytes] = []
+    nodes = [node for node in plan.nodes if isinstance(node.body, (Plan, TeamPlan))]
+    for node in nodes:
+        inner = node.body.members if isinstance(node.body, TeamPlan) else node.body.nodes
+        nodes += [n for n in inner if isinstance(n.body, (Plan, TeamPlan))]
+        if isinstance(node.body, TeamPlan):
+            found += [n.body.key for n in inner if n.body is not None and not isinstance(n.body, (Plan, TeamPlan)) and not n.body.is_async]
+    return found
 
 
 def _width(node: Node) -> int:

@@ -1,10 +1,21 @@
 """Ray, as the pool of a coordinator needs it: `cluster.remote` has it, and tests have their own."""
 
-from collections.abc import Awaitable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from engine.core.policy import Resources
 from engine.errors import WorkerLost
+
+
+class Kit(NamedTuple):
+    """What an actor needs to open bodies ahead of their first call."""
+
+    codes: Any
+    """Refers to a plan's code in the cluster."""
+    cwd: str
+    paths: tuple[str, ...]
+    keys: Sequence[bytes]
+    """The bodies to open."""
 
 
 class Actors(Protocol):
@@ -19,6 +30,7 @@ class Actors(Protocol):
         ...
 
     def size_member(self, actor: Any) -> Awaitable[int]: ...
+    def prepare_member(self, actor: Any, kit: Kit) -> None: ...
     def drain_member(self, actor: Any) -> None: ...
     def lives_member(self, place: tuple[str, int] | None) -> bool: ...
     async def end_member(self, actor: Any, place: tuple[str, int] | None) -> None: ...

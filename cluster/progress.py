@@ -57,6 +57,9 @@ class Progress:
         self.told_overdue: int | None = None
         self.every = CHAIN_EVERY if pack.kind == "chain" else EVERY
         self._next = time.perf_counter() + self.every
+        self.eager = pack.kind == "race"
+        """Whether what ends is told at once, since others wait for each."""
+        self._looking = False
         self.left = 0
         self.over: asyncio.Future[None] | None = None
         """Of a pack in a lane: done when no call is left."""
@@ -69,8 +72,15 @@ class Progress:
         if spent >= WORTH or time.perf_counter() > self._next:
             self.look()
 
+    def look_soon(self) -> None:
+        """Look at the end of this turn of the event loop."""
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self.look)
+
     def look(self) -> None:
         """Send what is finished; give back what is over the budget; tell of a call that cannot be interrupted."""
+        self._looking = False
         self._next = time.perf_counter() + self.every
         done = take_all(self.done)
         back: list[int] = take_all(self.stopped)

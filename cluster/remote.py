@@ -35,8 +35,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.ending import descriptor_of, end_tree, end_with, hold_children
 from cluster.ending import kill as kill_processes
 from cluster.lane import Lane
-from cluster.opened import Home
+from cluster.opened import Home, codes
 from cluster.placing import demand_of
+from cluster.port import Kit
 from cluster.worker import perform
 from engine.core.policy import Resources
 from engine.errors import ClusterUnavailable, OutOfMemory, WorkerLost
@@ -176,6 +177,14 @@ class _Member:
     def where(self) -> tuple[str, int]:
         return self._node, os.getpid()
 
+    def prepare(self, kit: Kit) -> None:
+        codes.settle_in(kit.cwd, kit.paths)
+        if codes.missing(set(kit.keys)):
+            codes.add(ray.get(kit.codes))
+        for key in kit.keys:
+            with suppress(Exception):  # opening a body runs the user's module: what it raises is told where it is wanted
+                codes.body(key)
+
     def size(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -269,6 +278,10 @@ class RayRemote:
         """Tell whether an actor is there, as far as that is seen from here."""
         return place is None or place[0] != self._place[0] or os.path.isdir(f"/proc/{place[1]}") or not os.path.isdir("/proc")
 
+    def prepare_member(self, actor: Any, kit: Kit) -> None:
+        """Have an actor open bodies before it is sent one."""
+        actor.prepare.remote(kit)
+
     def drain_member(self, actor: Any) -> None:
         """Let an actor end after what it was sent."""
         actor.__ray_terminate__.remote()
@@ -289,8 +302,8 @@ class RayRemote:
 
     async def _end_here(self, actor: Any, pid: int) -> None:
         """End a process of this node. It is Ray that does, since it tells every script of one that was killed by somebody else."""
-        descriptor, children = descriptor_of(pid), hold_children(pid)
-        ray.kill(actor)
+        descriptor = descriptor_of(pid)
+        children = await asyncio.to_thread(_ask_to_end, actor, pid)  # who has won must not wait for what this takes
         if descriptor >= 0:
             ended = _readable(descriptor)
             await asyncio.wait({ended}, timeout=ASKED)
@@ -321,6 +334,13 @@ class RayRemote:
     def totals(self) -> list[dict[str, float]]:
         """Return what each node of the cluster has in all."""
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _ask_to_end(actor: Any, pid: int) -> list[int]:
+    """Have Ray end an actor; returns what it had started, which is held."""
+    children = hold_children(pid)
+    ray.kill(actor)
+    return children
 
 
 def _readable(descriptor: int) -> "asyncio.Future[None]":

@@ -64,7 +64,8 @@ class Team(Composite):
             raise DefinitionError(f"team {name!r} needs {strategy.need} successes of its {count} members", where="strategy")
         self._bound: tuple[Any, ...] = tuple(_bound(member, name, i, brief=not return_full_output) for i, member in enumerate(self.members))
         self._plan: TeamPlan | None = None
-        self._alone: dict[float | None, Workflow] = {}
+        self._alone: dict[float | None, tuple[TeamPlan, Workflow]] = {}
+        """By limit: the workflow of the team alone, and the plan that it was made of."""
 
     def __repr__(self) -> str:
         return f"Team({self.name!r}, members={len(self.members)}, strategy={self.strategy})"
@@ -96,23 +97,21 @@ class Team(Composite):
     def _flow(self, limit: float | None) -> Workflow:
         """Return the workflow of this team alone; one for each limit, since a plan that is known need not travel again."""
         plan = self.compiled()
-        flow = self._alone.get(limit)
-        if flow is None or self._nests():
+        known, flow = self._alone.get(limit, (None, None))
+        if flow is None or known is not plan:
             while len(self._alone) >= 8:
                 del self._alone[next(iter(self._alone))]
-            flow = self._alone[limit] = Workflow(self.name, storage=False)
+            flow = Workflow(self.name, storage=False)
             node = "team" if "[" in self.name or self.name == "last_output" else self.name
             flow.add_node(node, _Alone(replace(plan, timeout=limit, alone=True))).set_entry_point(node)
+            self._alone[limit] = plan, flow
         return flow
-
-    def _nests(self) -> bool:
-        """Whether some member is a workflow or team, which may change without this one."""
-        return any(isinstance(bound.body, Composite) for bound in self._bound)
 
     def compiled(self) -> TeamPlan:
         """Return the team as it is performed. Raises: InvalidGraph for a member that is a workflow with problems."""
-        if self._plan is None or self._nests():
-            nodes = [replace(b, body=b.body.compiled()) if isinstance(b.body, Composite) else b for b in self._bound]
+        bodies = [b.body.compiled() if isinstance(b.body, Composite) else b.body for b in self._bound]
+        if self._plan is None or not all(body is member.body for body, member in zip(bodies, self._plan.members, strict=True)):
+            nodes = [replace(bound, body=body) for bound, body in zip(self._bound, bodies, strict=True)]
             lacks = {i: lack for i, node in enumerate(nodes) if (lack := _lack(node)) is not None}
             self._plan = TeamPlan(
                 name=self.name, members=tuple(nodes), lacks=lacks, strategy=self.strategy, width=self.max_concurrent or None,

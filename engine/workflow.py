@@ -264,7 +264,7 @@ class Workflow(Composite):
 
         Raises: InvalidGraph with all problems.
         """
-        if self._plan is None or self._nests:
+        if self._plan is None or (self._nests and self._changed_inside(self._plan)):
             bad = [p for p in self.problems() if not p.warning]
             if bad:
                 kind = WorkflowCycleError if all(p.kind == "cycle" for p in bad) else InvalidGraph
@@ -272,6 +272,16 @@ class Workflow(Composite):
                 raise kind(f"workflow {self.name!r} cannot run: {text}", problems=bad, where=bad[0].where)
             self._plan = self._compile()
         return self._plan
+
+    def _changed_inside(self, plan: Plan) -> bool:
+        """Tell whether a workflow or team in this one is another than it was: a plan that is the same need not travel again."""
+        try:
+            return any(
+                isinstance(node.body, Composite) and node.body.compiled() is not known.body
+                for node, known in zip(self._graph.nodes.values(), plan.nodes, strict=True)
+            )
+        except InvalidGraph:
+            return True
 
     def _compile(self) -> Plan:
         graph = Graph(allow_cycles=self._graph.allow_cycles, edges=self._graph.edges, dependencies=self._graph.dependencies)

@@ -222,7 +222,7 @@ def _wait_for(descriptor: int) -> None:
 
 def _seats(coordinator: Any) -> tuple[list[int], bool]:
     """Return the processes of the actors that wait for members, and whether none is busy, ending or starting; called in there."""
-    members = coordinator._pool.members
+    members = coordinator._pool.races.seats
     idle = [seat for shelf in members._shelves.values() for seat in shelf.idle]
     calm = not any(shelf.busy or len(shelf.idle) < shelf.wanted for shelf in members._shelves.values())
     return [seat.place[1] for seat in idle if seat.place is not None], calm and all(seat.place is not None for seat in idle)

@@ -118,7 +118,7 @@ class TeamWork:
             return
         results = [self._result(member) for member in self._answer]
         if self._team.alone:
-            self._driver.results = results
+            self._driver.results = [replace(r, result=self._jump(r.member_index) or r.result) for r in results]
         outcome.output = [result.data() for result in results]
         parts: list[Any] = []
         jumper: int | None = None
@@ -372,18 +372,20 @@ class TeamWork:
             for member in set(range(len(self._seats))) - self._running - {end.member for end in self._ends}:
                 self._left_behind(member, "member_lost")
         self._over = True
-        self._leave(sorted(self._running))
-        self._running.clear()
         if self._driver.ledger.strategy in ("always", "async") and self._driver.live:
             await self._driver.ledger.checkpoint()
+
+    def _jump(self, member: int) -> Next | None:
+        """Return the jump that a member gave, which leads nowhere where the team is alone: its caller may hand it on."""
+        outcome = self._seats[member].outcome
+        return None if outcome is None else outcome.jump
 
     def _result(self, member: int) -> MemberResult:
         seat = self._seats[member]
         started = seat.since or None
         if seat.outcome is None:
             return MemberResult(member, None, seat.text, False, seat.error, started, seat.stopped_after)
-        value: Any = seat.outcome.jump if self._team.alone and seat.outcome.jump is not None else _value_of(seat.outcome)
-        return MemberResult(member, value, None, True, None, started, seat.stopped_after)
+        return MemberResult(member, _value_of(seat.outcome), None, True, None, started, seat.stopped_after)
 
     # Stopping.
 

@@ -83,6 +83,9 @@ class Cluster:
             raise RuntimeError("it died")
         return actor.size
 
+    def prepare_member(self, actor: Actor, kit: Any) -> None:
+        actor.kit = kit
+
     def drain_member(self, actor: Actor) -> None:
         actor.drained += 1
         actor.gone = True
@@ -169,6 +172,7 @@ async def test_an_actor_is_asked_where_it_runs_before_anybody_can_send_it_a_memb
     assert seat.actor.asked, "its process is known once its member has ended, and until then nobody can stop it"
 
 
+@virtual
 async def test_a_new_seat_starts_where_none_is_free():
     cluster, members = await warm(2)
     assert sorted(numbers(members.take(NOTHING) for _ in range(3))) == [0, 1, 2]

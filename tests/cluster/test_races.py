@@ -90,6 +90,9 @@ class Seated(Laned):
     async def size_member(self, actor: Process) -> int:
         return 1
 
+    def prepare_member(self, actor: Process, kit: Any) -> None:
+        pass
+
     def drain_member(self, actor: Process) -> None:
         actor.ended = time.time()
 
@@ -138,7 +141,7 @@ class Seated(Laned):
 
     def at_rest(self) -> bool:
         """Whether nothing is under way any more."""
-        return not self.pool._entries and not self.pool._flights and self.pool.members.statistics()[1] == 0
+        return not self.pool._entries and not self.pool._flights and self.pool.races.seats.statistics()[1] == 0
 
 
 def quick(x: Any) -> str:
@@ -227,15 +230,15 @@ async def of_member(run: LocalRun, member: int) -> Event:
 # Who is performed where.
 
 
-async def test_async_members_go_to_the_lane_each_in_a_pack_of_its_own_and_sync_ones_to_seats():
+async def test_async_members_go_to_the_lane_in_one_pack_and_sync_ones_to_seats():
     remote = Seated()
     run = await end_of(await drive(remote, noded(Team([quick_async, quick, quick_async, quick]))))
     assert shown(run) == [(number, "quick") for number in range(4)]
-    assert [(pack.kind, [call.ordinal for call in pack.calls]) for pack in remote.lane_packs] == [("async", [0]), ("async", [2])]
+    assert [(pack.kind, [call.ordinal for call in pack.calls]) for pack in remote.lane_packs] == [("race", [0, 2])]
     assert [[(pack.kind, pack.calls[0].ordinal) for pack in actor.packs] for actor in remote.actors] == [[("sync", 1)], [("sync", 3)]]
     assert remote.packs == []
     await until(remote.at_rest)
-    assert remote.pool.members.statistics() == (2, 0)
+    assert remote.pool.races.seats.statistics() == (2, 0)
 
 
 async def test_what_asks_for_resources_has_a_seat_of_its_own_also_if_it_is_async():
@@ -252,7 +255,7 @@ async def test_members_of_a_node_that_is_performed_in_a_lane_need_no_seat():
     remote = Seated()
     run = await end_of(await drive(remote, noded(Team([quick, quick_async]), executor="inline")))
     assert shown(run) == [(0, "quick"), (1, "quick")]
-    assert (len(remote.lane_packs), remote.actors) == (2, [])
+    assert (len(remote.lane_packs), remote.actors) == (1, [])
 
 
 async def test_teams_within_teams_and_workflows_race_on_the_same_seats():
@@ -295,7 +298,7 @@ async def test_a_loser_on_a_seat_is_ended_with_it_and_another_is_started_behind(
     assert remote.told.count("end") == 1
     await until(remote.at_rest)
     assert [bool(actor.ended) for actor in remote.actors] == [True, False]
-    assert remote.pool.members.statistics() == (1, 0)
+    assert remote.pool.races.seats.statistics() == (1, 0)
 
 
 async def test_a_loser_has_stopped_when_its_process_is_gone_and_no_sooner():
@@ -356,7 +359,7 @@ async def test_members_that_wait_for_a_seat_never_begin_once_they_are_stopped(mo
     assert shown(run) == [(4, "first")]
     assert sum(len(actor.packs) for actor in remote.actors) == 2
     await until(remote.at_rest)
-    assert (seen.count("holds"), remote.pool.members.statistics()) == (2, (2, 0))
+    assert (seen.count("holds"), remote.pool.races.seats.statistics()) == (2, (2, 0))
 
 
 async def test_a_member_that_cannot_be_sent_is_one_failure_and_gives_its_seat_back(monkeypatch: pytest.MonkeyPatch):
@@ -424,9 +427,9 @@ async def test_a_member_that_takes_its_process_along_is_one_failure():
     await end_of(run)
     assert shown(run) == [(0, "the worker of step 'panel[0]' was lost: its process died"), (1, "first"), (2, "quick")]
     await until(remote.at_rest)
-    assert remote.pool.members.statistics() == (2, 0)
+    assert remote.pool.races.seats.statistics() == (2, 0)
     assert len(remote.actors) == 3  # one was started in its place
-    assert all(seat.actor is not holding for shelf in remote.pool.members._shelves.values() for seat in shelf.idle)
+    assert all(seat.actor is not holding for shelf in remote.pool.races.seats._shelves.values() for seat in shelf.idle)
 
 
 # Results that come after the race.
