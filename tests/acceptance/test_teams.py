@@ -255,7 +255,6 @@ async def test_ten_thousand_races_leave_no_actor_task_or_object_behind():
     assert await race(10_000, "s") == list(range(10_000))
     assert await under_way() == {"calls": 0, "packs": 0, "idle_seats": 0, "busy_seats": 0, "runs": 0}
     assert actors() <= before
-    print(held, ray.available_resources().get("object_store_memory"))
     await marks.until(lambda: ray.available_resources().get("object_store_memory") == held, within=10)
 
 

@@ -68,13 +68,14 @@ def test_the_readme_has_at_most_150_lines(root: Path):
 
 
 @pytest.mark.slow
-def test_the_programs_of_the_readme_run(root: Path, tmp_path: Path):
+@pytest.mark.parametrize("document", ["README.md", "docs/teams.md"])
+def test_the_programs_of_the_documents_run(root: Path, tmp_path: Path, document: str):
     """Each is run as a file of its own in one folder, in order, so that a later one may go on with what an earlier one recorded."""
-    programs = FENCE.findall((root / "README.md").read_text())
+    programs = FENCE.findall((root / document).read_text())
     assert programs
     for number, program in enumerate(programs, 1):
         script = tmp_path / f"readme_{number}.py"
         script.write_text(program)
         environment = os.environ | {"PYTHONPATH": str(root)}
         done = subprocess.run([sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"program {number} of README.md:\n{program}\n{done.stderr}"
+        assert done.returncode == 0, f"program {number} of {document}:\n{program}\n{done.stderr}"
