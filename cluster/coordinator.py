@@ -33,6 +33,8 @@ ROUND = 5.0
 """Seconds after which a question for events is answered, also without any."""
 READER = 60.0
 """Seconds without a question after which a reader of events is forgotten; one that comes back later is served from the log."""
+EARLY = 1000
+"""So many requests to runs that have not begun are kept: one that never begins leaves its own behind."""
 PARCELS = 64
 """So many plans are kept; one that is asked for again later is sent again."""
 
@@ -50,6 +52,8 @@ class Coordinator:
         self._parcels: dict[str, tuple[Parcel, Any]] = {}
         self._runs: dict[str, LocalRun] = {}
         self._readers: dict[str, Reader] = {}
+        self._early: dict[str, Halt] = {}
+        """Ticket to what was asked of a run before it had begun."""
 
     async def warm_up(self, script: int) -> list[int]:
         """Start workers, and end with the script, whose process on this node is given; returns the workers' process ids.
@@ -79,14 +83,14 @@ class Coordinator:
         if token not in self._parcels:
             if parcel is None:
                 return "parcel", None
-            opened_parcel: Parcel = pickle.loads(parcel)
+            held: Parcel = pickle.loads(parcel)
+            codes = self._remote.put(held.codes)
+            await self._pool.races.seats.expect(held.plan, Kit(codes, held.cwd, held.paths, bodies(held.plan)))
             while len(self._parcels) >= PARCELS:
                 del self._parcels[next(iter(self._parcels))]  # its runs keep what they need
-            reference = self._remote.put(opened_parcel.codes)
-            self._parcels[token] = opened_parcel, reference
-            kit = Kit(reference, opened_parcel.cwd, opened_parcel.paths, bodies(opened_parcel.plan))
-            await self._pool.races.seats.expect(opened_parcel.plan, kit)
-        held, codes = self._parcels[token] = self._parcels.pop(token)  # the newest last
+        else:
+            held, codes = self._parcels.pop(token)
+        self._parcels[token] = held, codes  # the newest last
         asked: Request = pickle.loads(request)
         given = asked.input
         if isinstance(given, Encoded):
@@ -98,6 +102,8 @@ class Coordinator:
         except GeckoError as error:
             return "error", pickle.dumps(error)
         run = self._runs[ticket] = LocalRun(begun, asked, log)
+        if ticket in self._early:
+            run.request(self._early.pop(ticket))
         while len(self._runs) > 1000:
             done = next((t for t, r in self._runs.items() if r.task is None or r.task.done()), None)
             if done is None:
@@ -121,9 +127,11 @@ class Coordinator:
         return encode([run.status, run.output(), run.state(), [list(h) for h in run.history().items()], [list(r) for r in run.rows()]])
 
     async def request(self, ticket: str, halt: int) -> None:
-        """Ask a run to stop."""
+        """Ask a run to stop, maybe one that is only about to begin."""
         if ticket in self._runs:
             self._runs[ticket].request(Halt(halt))
+        elif len(self._early) < EARLY:
+            self._early[ticket] = Halt(halt)
 
     async def halt(self, place: str, run_id: str, halt: int) -> bool:
         """Ask a run to stop by its id, and wait until it has; False where it is not driven here."""

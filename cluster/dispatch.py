@@ -261,15 +261,19 @@ class Pool:
             flight.process = self.remote.lane(flight.lane)
             flight.ref = self.remote.send_to_lane(flight.lane, data, refs.all)
 
+    def refuse(self, entry: Entry, error: Exception) -> None:
+        """End a call that cannot be sent; the same would come of every further attempt."""
+        label, failed = entry.call.label, error
+        if not isinstance(error, GeckoError):
+            text = f"step {label!r} could not be sent to a worker: {type(error).__name__}: {error}; look at its resources and its input"
+            failed = StepFailed(text, node=label)
+            failed.__cause__ = error
+        self._end(entry, failed, final=True)
+
     def _refused(self, flight: Flight, error: Exception) -> None:
-        """End what could not be sent; the same would come of every further attempt."""
+        """End what could not be sent."""
         for entry in list(flight.entries.values()):
-            label, failed = entry.call.label, error
-            if not isinstance(error, GeckoError):
-                text = f"step {label!r} could not be sent to a worker: {type(error).__name__}: {error}; look at its resources and its input"
-                failed = StepFailed(text, node=label)
-                failed.__cause__ = error
-            self._end(entry, failed, final=True)
+            self.refuse(entry, error)
         flight.entries.clear()
         self.pump_soon()  # no pack will come back in its place
 

@@ -69,8 +69,8 @@ class Shelf:
         self.wanted = 0
         """How many are kept: so many were wanted at once lately."""
         self.starting = 0
-        self.queue: deque[tuple[Callable[[], bool], Callable[[Seat], None]]] = deque()
-        """(whether a member still wants one, what is done with it), where there is no room for more seats."""
+        self.queue: deque[tuple[Callable[[], bool], Callable[[Seat], None], Callable[[Exception], None]]] = deque()
+        """(whether a member still wants one, what is done with it, or with what Ray says instead), where there is no room for more."""
 
 
 class Members:
@@ -114,17 +114,28 @@ class Members:
                 while starting := [self._starting[id(seat)] for seat in shelf.idle if id(seat) in self._starting]:
                     await asyncio.wait(starting)
 
-    def seat(self, resources: Resources, wanted: Callable[[], bool], then: Callable[[Seat], None]) -> None:
-        """Hand over a seat, at once or as soon as there is one that is free or room for another; not any more where it is not `wanted`."""
+    def seat(
+        self, resources: Resources, wanted: Callable[[], bool], then: Callable[[Seat], None], refused: Callable[[Exception], None]
+    ) -> None:
+        """Hand over a seat, at once or as soon as there is one that is free or room for another; not any more where it is not `wanted`.
+
+        Where no actor can be asked for, `refused` hears why.
+        """
         shelf = self._shelf(resources)
-        shelf.queue.append((wanted, then))
+        shelf.queue.append((wanted, then, refused))
         self._serve(shelf)
 
     def _serve(self, shelf: Shelf) -> None:
         while shelf.queue and (shelf.idle or self._has_room(shelf)):
-            wanted, then = shelf.queue.popleft()
-            if wanted():
-                then(self.take(shelf.resources or Resources()))
+            wanted, then, refused = shelf.queue.popleft()
+            if not wanted():
+                continue
+            try:
+                seat = self.take(shelf.resources or Resources())
+            except Exception as error:  # noqa: BLE001 - whatever Ray raises
+                refused(error)
+            else:
+                then(seat)
 
     def _has_room(self, shelf: Shelf) -> bool:
         """Tell whether one more may start: a few at once, since that takes a CPU for a second, and no more than the cluster bears."""
@@ -193,7 +204,11 @@ class Members:
         """Start what is missing; nothing that would hold resources before anybody needs them."""
         if shelf.resources is None:
             while shelf.busy + len(shelf.idle) < shelf.wanted and self._has_room(shelf):
-                self._put_back(shelf, self._start(shelf))
+                try:
+                    self._put_back(shelf, self._start(shelf))
+                except Exception as error:
+                    shelf.wanted = shelf.busy + len(shelf.idle)
+                    logger.warning("An actor for members of teams could not be asked for", exc_info=error)
 
     def _put_back(self, shelf: Shelf, seat: Seat) -> None:
         seat.since = asyncio.get_running_loop().time()

@@ -43,7 +43,7 @@ class Races:
             if not pool.is_wanted(entry):
                 continue
             if entry.careful or not is_member_of_lane(policy, is_async=is_async):
-                self.seats.seat(policy.resources, partial(pool.is_wanted, entry), partial(self._seat, entry))
+                self.seats.seat(policy.resources, partial(pool.is_wanted, entry), partial(self._seat, entry), partial(pool.refuse, entry))
                 continue
             lane = pool.next_lane()
             pack = packs.setdefault(lane, {})

@@ -120,6 +120,8 @@ class RayRun:
         self._place = place
         self._ticket = uuid.uuid4().hex
         self._home: Any = None
+        self._asked: Any = None
+        """The coordinator that was asked last to begin it."""
         self._status = "pending"
         self._error: BaseException | None = None
         self._end: asyncio.Task[None] | None = None
@@ -130,7 +132,12 @@ class RayRun:
 
     async def begin(self) -> None:
         """Hand the run over, and start waiting for its end."""
-        await self._hand_over()
+        try:
+            await self._hand_over()
+        except asyncio.CancelledError:  # who asked for it is not there to wait: it stops as soon as it begins
+            if self._asked is not None:
+                self._asked.request.remote(self._ticket, int(Halt.CANCEL if self._place is None else Halt.DRAIN))
+            raise
         self._end = asyncio.get_running_loop().create_task(self._attend())
 
     async def _hand_over(self) -> None:
@@ -140,6 +147,7 @@ class RayRun:
         answer: Any = None
         for left in range(STARTS, -1, -1):
             home = await asyncio.to_thread(script.get, not_this=home)
+            self._asked = home
             try:
                 kind, answer = await home.start.remote(self._ticket, self._token, request, None, self._place)
                 if kind == "parcel":

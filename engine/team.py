@@ -68,7 +68,7 @@ class Team(Composite):
         """By limit: the workflow of the team alone, and the plan that it was made of."""
 
     def __repr__(self) -> str:
-        return f"Team({self.name!r}, members={len(self.members)}, strategy={self.strategy})"
+        return f"Team({self.name!r}, members={len(self.members)}, strategy={self.strategy.text})"
 
     async def run(self, input_or_context: Any = None, timeout: float | None = None) -> list[MemberResult]:
         """Perform the team by itself, recorded nowhere, and return its answer.

@@ -77,9 +77,7 @@ def event_of(run_id: str, row: Row) -> Event:
     data: dict[str, Any] = decode(row.info) if row.info else {}  # type: ignore[assignment]
     attempt = data.pop("attempt", 1 if row.step else 0)
     if row.output is not None:
-        data["input" if row.kind in ("run_started", "step_started", "jumped") else "value" if row.kind == "once_done" else "output"] = (
-            decode(row.output)
-        )
+        data[CALLED.get(row.kind, "output")] = decode(row.output)
     if row.diff is not None:
         diff = decode_diff(row.diff)
         data["writes"], data["deletes"] = list(diff.written), list(diff.deleted)

@@ -159,6 +159,12 @@ def fingerprints(plan: Plan) -> dict[str, str]:
     return found
 
 
+def _terms(team: TeamPlan) -> str:
+    """Return how a team is performed, and the teams in it."""
+    members = [(repr(m.policy), _terms(m.body) if isinstance(m.body, TeamPlan) else "") for m in team.members]
+    return repr((team.strategy.stagger, team.width, team.timeout, members))
+
+
 def _inner_shape(body: Any) -> Any:
     if isinstance(body, TeamPlan):
         return body.shape(), [_inner_shape(member.body) for member in body.members]
@@ -170,7 +176,7 @@ def definition_hash(plan: Plan) -> str:
     if "hash" in plan.memo:
         return plan.memo["hash"]
     policies = [repr(node.policy) for node in plan.nodes]
-    policies += [f"{b.strategy.stagger} {b.width} {b.timeout}" for node in plan.nodes if isinstance(b := node.body, TeamPlan)]
+    policies += [_terms(node.body) for node in plan.nodes if isinstance(node.body, TeamPlan)]
     edges = [(e.source, e.target, e.condition is not None) for e in plan.edges]
     entries = [plan.names[e] for e in plan.entries]
     text = repr((fingerprints(plan), policies, edges, entries))

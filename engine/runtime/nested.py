@@ -58,14 +58,16 @@ class Nested:
         for child, _ in self._children.values():
             child.control.request(halt)
 
-    async def stop(self, reason: str, only: Collection[str] | None = None) -> None:
-        """Stop them, or those of some step ids; returns when they have stopped, or do not listen."""
+    async def stop(self, reason: str, only: Collection[str] | None = None) -> int:
+        """Stop them, or those of some step ids; returns when they have stopped, or do not listen: how many do not."""
         stopping = [pair for step_id, pair in self._children.items() if only is None or step_id in only]
         for child, driving in stopping:
             child.control.request(Halt.CANCEL)
             child.stop_direct(driving, reason)
-        if stopping:
-            await asyncio.wait([driving for _, driving in stopping], timeout=2 * STUBBORN + self._driver.executor.patience)
+        if not stopping:
+            return 0
+        _, left = await asyncio.wait([driving for _, driving in stopping], timeout=2 * STUBBORN + self._driver.executor.patience)
+        return len(left)
 
     async def _drive(self, call: Call, child: Child) -> None:
         clock = self._driver.ledger.clock

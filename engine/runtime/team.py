@@ -7,6 +7,7 @@ what comes after the team, and no run ends before they have stopped.
 
 import asyncio
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from math import inf
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from engine.core.run import Apply
 from engine.core.state import opened
 from engine.core.team import End, MemberResult, Standing, TeamPlan, named, settle
 from engine.errors import GeckoError, StepFailed, TeamTimedOut
+from engine.runtime.bind import is_async
 from engine.runtime.bulk import encoded
 from engine.runtime.control import Control
 from engine.runtime.nested import Nested
@@ -79,7 +81,7 @@ class TeamWork:
         """Who had won already, as the log says."""
         self._answer: tuple[int, ...] = ()
         self._failure: GeckoError | None = None
-        self._nested = Nested(driver, self.control, self._report, lambda call: None)
+        self._nested = Nested(driver, self.control, self._report, self._let_go)
         self.control.request(driver.control.halt)
 
     # What a layer asks of whatever drives a call of several calls.
@@ -92,6 +94,7 @@ class TeamWork:
         self._expired = limit is not None and limit <= 0
         try:
             while not (standing := await self._stand()).over:
+                self._nested.request(self.control.halt)
                 if self.control.halt and (self.control.halt.hard or not self._running):
                     self.halted = True
                     return
@@ -103,12 +106,13 @@ class TeamWork:
                     await self._change()
             await self._settle(standing)
         finally:
-            self._over = True
             if expiring is not None:
                 expiring.cancel()
             if self.halted:
                 await self._stop(sorted(self._running), "step_stopped", self._why)
+                self._take_in()  # what ended all the same need not be performed again
                 self._running.clear()
+            self._over = True
             self._leave(sorted(self._running))
 
     async def settle(self, outcome: Outcome) -> None:
@@ -134,6 +138,7 @@ class TeamWork:
         outcome.parts = parts
         if outcome.jump is not None and self._call.node.kind == "map":
             outcome.error = StepFailed(f"item {self._call.label!r} returned a Next; an item of a map cannot jump", node=self._call.label)
+            outcome.final = True
             return
         errors = {str(member): seat.text for member in self._answer if (seat := self._seats[member]).outcome is None}
         outcome.answer = {"answer": list(self._answer), **({"errors": errors} if errors else {})}
@@ -252,6 +257,10 @@ class TeamWork:
                 self._arrive(member, error, "Input mapping failed: ")
                 return
         self._seats[member].mapping = None
+        if self.control.halt:  # nobody starts any more
+            self._running.discard(member)
+            self.control.wake()
+            return
         self._tell_started(member, kept, given)
         self._submit([self._member_call(member, given)])
 
@@ -271,6 +280,12 @@ class TeamWork:
         outcome.error = error
         self._seats[member].text = f"{before}{_text_of(error)}" if before else str(error)
         self._report(outcome)
+
+    def _let_go(self, call: Call) -> None:
+        """Take note of a member that is a workflow or team, and that was stopped before its end."""
+        assert call.ordinal is not None
+        self._running.discard(call.ordinal)
+        self.control.wake()
 
     def _report(self, outcome: Outcome) -> None:
         self._arrived.append(outcome)
@@ -334,8 +349,14 @@ class TeamWork:
     async def _end_unfinished(self) -> None:
         """Let the team's time be over: who has not ended has failed."""
         text = f"Timed out after {self._team.timeout:g} s"
-        await self._stop(sorted(self._running), "step_stopped", "the team's limit")
-        self._take_in()
+        running, why = sorted(self._running), "the team's limit"
+        await self._stop(running, "step_stopped", why)
+        late = [outcome for outcome in self._arrived if outcome.call.ordinal in running]
+        for outcome in late:  # too late, whatever it gave
+            assert outcome.call.ordinal is not None
+            self._seats[outcome.call.ordinal].stopped_after = outcome.duration
+            self._tell("step_stopped", outcome.call.ordinal, {"reason": why, "stopped_after": outcome.duration})
+        self._arrived.clear()
         unscored = {end.member for end in self._ends if end.success and end.score is None} if self._team.judge is not None else set[int]()
         self._ends = [end for end in self._ends if end.member not in unscored]
         ended = {end.member for end in self._ends}
@@ -347,6 +368,7 @@ class TeamWork:
         self._answer, team = standing.answer, self._team
         if not standing.won:
             await self._stop(sorted(self._running), "step_stopped", "too many others had failed")
+            self._take_in()
             for member in sorted(self._running):
                 self._failed(member, "Stopped: too many others had failed", None)
             self._running.clear()
@@ -405,9 +427,12 @@ class TeamWork:
     async def _stop_one(self, member: int, kind: str, reason: str) -> None:
         seat = self._seats[member]
         if seat.mapping is not None:
-            seat.mapping.cancel()
+            self._tell_started(member)
+            if not await self._stop_mapping(seat.mapping):
+                reason = f"{reason}; its input mapper goes on unattended"
         elif seat.call is not None and self._driver.is_nested(seat.call):
-            await self._nested.stop(reason, {seat.call.step_id})
+            if await self._nested.stop(reason, {seat.call.step_id}):
+                reason = f"{reason}; what it performs goes on unattended"
         elif seat.call is not None and await self._driver.executor.stop([seat.call], STUBBORN):
             reason = f"{reason}; the body goes on unattended"
         late = next((outcome for outcome in self._arrived if outcome.call.ordinal == member), None)
@@ -420,6 +445,13 @@ class TeamWork:
             self._tell_lost(member, reason)
         else:
             self._tell(kind, member, {"reason": reason, "stopped_after": seat.stopped_after})
+
+    async def _stop_mapping(self, mapping: "asyncio.Task[None]") -> bool:
+        """Stop what makes a member's input; False where it goes on, as a thread in this process does."""
+        patience = self._driver.executor.patience
+        mapping.cancel()
+        await asyncio.wait({mapping}, timeout=STUBBORN + patience)
+        return mapping.done() and (patience > 0 or is_async(self._team.mapper))
 
     def _left_behind(self, member: int, kind: str) -> bool:
         """Tell of a member that had started when the process that performed it ended, and whether it is one; nobody saw its stop."""
@@ -440,7 +472,7 @@ class TeamWork:
 
 def is_score(value: Any) -> bool:
     """Tell whether a judge's answer is a number that can be compared."""
-    return isinstance(value, Real) and not isinstance(value, bool) and value == value  # NaN is not
+    return isinstance(value, (Real, Decimal)) and not isinstance(value, bool) and value == value  # NaN is not
 
 
 def _value_of(outcome: Outcome | None) -> Any:

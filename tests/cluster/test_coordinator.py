@@ -77,3 +77,29 @@ async def test_a_reader_that_leaves_early_is_forgotten_and_served_where_it_comes
     assert (run_id, seen[-1][3]) == (run.run_id, "run_cancelled")
     await turns(2)
     assert not coordinator._readers
+
+
+@pytest.mark.anyio
+async def test_plans_that_come_at_once_do_not_push_each_other_out(monkeypatch: pytest.MonkeyPatch):
+    coordinator = begin(monkeypatch, Threaded())
+    waiting: list[asyncio.Future[None]] = []
+
+    async def expect(plan: Any, kit: Any) -> None:
+        waiting.append(asyncio.get_running_loop().create_future())
+        await waiting[-1]
+
+    monkeypatch.setattr(coordinator._pool.races.seats, "expect", expect)
+    packed = pickle.dumps(parcel(FLOW.compiled()))
+    starting = [asyncio.ensure_future(coordinator.start(f"t{n}", f"p{n}", request(), packed, None)) for n in range(PARCELS + 9)]  # noqa: TID251
+    await until(lambda: len(waiting) == PARCELS + 9)
+    for future in waiting:
+        future.set_result(None)
+    assert {kind for kind, _ in await asyncio.gather(*starting)} == {"run"}
+
+
+@pytest.mark.anyio
+async def test_a_run_that_nobody_wants_any_more_stops_as_soon_as_it_begins(monkeypatch: pytest.MonkeyPatch):
+    coordinator = begin(monkeypatch, Threaded())
+    await coordinator.request("t", Halt.CANCEL)
+    assert (await coordinator.start("t", "p", request(), pickle.dumps(parcel(FLOW.compiled())), None))[0] == "run"
+    assert (await coordinator.wait("t"))[0] == "cancelled"

@@ -231,6 +231,19 @@ async def test_an_actor_that_cannot_be_asked_for_takes_no_place():
     assert members.statistics() == (0, 0)
 
 
+@virtual
+async def test_who_asks_for_an_actor_that_cannot_be_asked_for_hears_of_it_and_so_does_nobody_else():
+    cluster, members = await warm(1)
+    held = members.take(NOTHING)
+    cluster.refuses = True
+    heard: list[Exception] = []
+    members.seat(NOTHING, lambda: True, pytest.fail, heard.append)
+    assert [str(error) for error in heard] == ["no such quantity"]
+    await members.end(held)
+    members.leave(held)  # nobody can be started behind it
+    assert members.statistics() == (0, 0)
+
+
 # Waiting for one.
 
 
@@ -243,7 +256,7 @@ class Asking:
         self.got: dict[int, Seat] = {}
 
     def ask(self, number: int, resources: Resources = NOTHING) -> None:
-        self.members.seat(resources, lambda: number not in self.unwanted, functools.partial(self.got.__setitem__, number))
+        self.members.seat(resources, lambda: number not in self.unwanted, functools.partial(self.got.__setitem__, number), pytest.fail)
 
 
 @virtual

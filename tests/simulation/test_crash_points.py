@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import CheckpointStrategy, Context, Next, Retry, Workflow
+from engine import RACE, CheckpointStrategy, Context, Next, Retry, Team, Workflow
 from engine.checkpoint import record
 from engine.checkpoint.log import SegmentLog
 from engine.core.state import StateDiff
@@ -41,7 +41,7 @@ def make_inner() -> Workflow:
 
 
 def make_everything(strategy: str, effects: Counter[str], *, storage: Any = None, delay: float = 1.0) -> Workflow:
-    """Fan-out, condition, join, jump, cycle, retry, sub-workflow, map, `once`, a skip, a reducer, sync and async bodies."""
+    """Fan-out, condition, join, jump, cycle, retry, sub-workflow, map, team, `once`, a skip, a reducer, sync and async bodies."""
 
     def plan(ctx: Context) -> list[int]:
         ctx.state["plans"] = ctx.state.get("plans", 0) + 1
@@ -72,6 +72,15 @@ def make_everything(strategy: str, effects: Counter[str], *, storage: Any = None
         ctx.state[f"square {item}"] = item * item
         return item * item
 
+    async def late(given: list[int], ctx: Context) -> None:
+        ctx.state["won"] = "late"
+        await asyncio.sleep(3600)
+
+    async def soon(given: list[int], ctx: Context) -> int:
+        ctx.state["won"] = "soon"
+        await asyncio.sleep(0.5)
+        return len(given)
+
     def refuse(given: Any) -> None:
         raise ValueError("never works")
 
@@ -87,11 +96,12 @@ def make_everything(strategy: str, effects: Counter[str], *, storage: Any = None
     flow.add_node("plan", plan).add_node("count", count).add_node("add", add).add_node("pay", pay)
     flow.add_node("flaky", flaky, retry=Retry(attempts=3, delay=delay)).add_node("refuse", refuse, on_error="skip")
     flow.add_node("never", lambda: "not performed").add_map("squares", square).add_node("inner", make_inner())
-    flow.add_node("join", decide, join=5).add_node("round", round_).add_node("again", lambda n: n).add_node("end", lambda ctx: ctx.input)
-    for branch in ("count", "add", "pay", "flaky", "refuse", "squares"):
+    flow.add_node("race", Team([refuse, late, soon], strategy=RACE))
+    flow.add_node("join", decide, join=6).add_node("round", round_).add_node("again", lambda n: n).add_node("end", lambda ctx: ctx.input)
+    for branch in ("count", "add", "pay", "flaky", "refuse", "squares", "race"):
         flow.add_edge("plan", branch)
     flow.add_edge("plan", "never", condition=lambda ctx: ctx.state["plans"] > 5).add_edge("never", "join")
-    for branch in ("add", "pay", "flaky", "refuse", "squares"):
+    for branch in ("add", "pay", "flaky", "refuse", "squares", "race"):
         flow.add_edge(branch, "join")
     flow.add_edge("count", "inner").add_edge("inner", "join").add_edge("join", "round").add_edge("round", "again")
     flow.add_edge("again", "round", condition=lambda ctx: ctx.state["rounds"] < 3)
@@ -106,8 +116,17 @@ def test_a_crash_at_any_write_changes_nothing(strategy: str):
     calm = report.calm
     assert calm.status == "completed"
     assert calm.output == {"asked": 7}
-    assert calm.state == {"plans": 2, "log": ["added", "added"], "square 1": 1, "square 2": 4, "square 3": 9, "total": 18, "rounds": 3}
-    assert calm.history["join"] == ["add", "flaky", "inner", "pay", "refuse", "squares"]
+    assert calm.state == {
+        "plans": 2,
+        "log": ["added", "added"],
+        "square 1": 1,
+        "square 2": 4,
+        "square 3": 9,
+        "total": 18,
+        "rounds": 3,
+        "won": "soon",
+    }
+    assert calm.history["join"] == ["add", "flaky", "inner", "pay", "race", "refuse", "squares"]
     assert {point.write for point in report.points} == {write.number for write in calm.writes}
     kinds = Counter(event.kind for event in calm.events)
     for kind in ("jumped", "condition_decided", "step_retrying", "step_skipped", "once_done"):

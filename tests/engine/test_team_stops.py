@@ -1,0 +1,196 @@
+"""How a team stops in the middle: what it was about to start, what runs inside of its members, and what does not listen."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from engine import BEST, RACE, Engine, Event, RunHandle, Team, Workflow
+from engine.errors import RunPaused, RunTimedOut, StepFailed, TeamTimedOut
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """A body that tells when it has begun, and ends when it is let through."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def __call__(self, given: Any) -> str:
+        self.begun.set()
+        await self.open.wait()
+        return "through"
+
+
+async def start(team: Team, place: str, **options: Any) -> tuple[Workflow, RunHandle]:
+    flow = Workflow("stops", storage=f"memory://{place}").add_node("panel", team).set_entry_point("panel")
+    return flow, await Engine(flow.storage).start(flow, 1, session_id="s", **options)
+
+
+async def pause(handle: RunHandle) -> None:
+    async with asyncio.timeout(10):
+        await handle.pause()
+    with pytest.raises(RunPaused):
+        await handle.wait()
+
+
+async def begun_to(work: Coroutine[Any, Any, None]) -> "asyncio.Future[Any]":
+    """Return work that everybody has heard of: from the run to what is inside of its members takes some turns of the event loop."""
+    pausing = asyncio.gather(work)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    return pausing
+
+
+async def told(handle: RunHandle) -> list[Event]:
+    return [event async for event in handle.events()]
+
+
+async def swallow(given: Any) -> str:
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    return "too late"
+
+
+def chain(*bodies: Any) -> Workflow:
+    inner = Workflow("inner")
+    for number, body in enumerate(bodies):
+        inner.add_node(f"n{number}", body)
+        if number:
+            inner.add_edge(f"n{number - 1}", f"n{number}")
+    return inner.set_entry_point("n0")
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["function", "workflow"])
+async def test_a_member_whose_input_is_made_when_the_run_pauses_does_not_start(nested: bool):
+    mapping, performed = Gate(), Counter[str]()
+
+    async def mapper(raw: Any, index: int) -> str:
+        return await mapping(raw)
+
+    def body(given: Any) -> str:
+        performed["body"] += 1
+        return given
+
+    flow, handle = await start(Team([chain(body) if nested else body], input_mapper=mapper), f"mapping-{nested}")
+    await mapping.begun.wait()
+    pausing = await begun_to(pause(handle))
+    mapping.open.set()
+    await pausing
+    assert performed == {}
+    assert [r["result"] for r in await flow.execute(session_id="s")] == ["through"]
+    assert performed == {"body": 1}
+
+
+async def test_a_member_that_is_a_workflow_pauses_between_its_steps():
+    first, performed = Gate(), Counter[str]()
+
+    def second(given: Any) -> str:
+        performed["second"] += 1
+        return "second"
+
+    flow, handle = await start(Team([chain(first, second)]), "inside")
+    await first.begun.wait()
+    pausing = await begun_to(pause(handle))
+    first.open.set()
+    await pausing
+    assert performed == {}
+    assert [r["result"] for r in await flow.execute(session_id="s")] == ["second"]
+
+
+async def test_a_team_in_a_team_starts_nobody_after_a_pause():
+    first, performed = Gate(), Counter[str]()
+
+    async def second(given: Any) -> None:
+        performed["second"] += 1
+
+    flow, handle = await start(Team([Team([first, second], max_concurrent=1)]), "inner-team")
+    await first.begun.wait()
+    pausing = await begun_to(pause(handle))
+    first.open.set()
+    await pausing
+    assert performed == {}
+    await flow.execute(session_id="s")
+    assert performed == {"second": 1}
+
+
+async def test_who_ends_after_the_team_s_limit_has_not_won():
+    with pytest.raises(TeamTimedOut) as caught:
+        await Team([swallow, swallow], strategy=RACE, timeout=0.02).run()
+    assert [(r.is_success, r.error) for r in caught.value.results] == [(False, "Timed out after 0.02 s")] * 2
+    _, handle = await start(Team([swallow], strategy=RACE, timeout=0.02), "late-limit")
+    with pytest.raises(StepFailed, match="timed out"):
+        await handle.wait()
+    (stop,) = [event for event in await told(handle) if event.kind == "step_stopped"]
+    assert stop.data["reason"] == "the team's limit"
+
+
+async def test_each_member_that_a_run_s_limit_stops_has_its_end_written_down():
+    flow, handle = await start(Team([swallow, swallow]), "run-limit", timeout=0.05)
+    with pytest.raises(RunTimedOut):
+        await handle.wait()
+    events = await told(handle)
+    begun = {e.step_id for e in events if e.kind == "step_started" and "member" in e.data}
+    ended = {e.step_id for e in events if e.kind in ("step_succeeded", "step_stopped")}
+    assert len(begun) == 2
+    assert begun <= ended
+    assert [r["result"] for r in await flow.execute(session_id="s")] == ["too late"] * 2
+
+
+async def test_a_mapper_in_a_thread_that_is_left_behind_is_told_as_such():
+    let_go, mapping = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def mapper(raw: Any, index: int) -> Any:
+        if index:
+            loop.call_soon_threadsafe(mapping.set)
+            let_go.wait(10)
+        return raw
+
+    async def win(given: Any) -> str:
+        await mapping.wait()
+        return "won"
+
+    _, handle = await start(Team([win, win], strategy=RACE, input_mapper=mapper), "mapper")
+    assert [r["result"] for r in await handle.wait()] == ["won"]
+    let_go.set()
+    events = await told(handle)
+    (lost,) = [event for event in events if event.kind == "member_lost"]
+    assert "input mapper goes on unattended" in lost.data["reason"]
+    assert lost.step_id in {event.step_id for event in events if event.kind == "step_started"}
+
+
+async def test_a_losing_workflow_that_does_not_listen_is_told_as_such():
+    release = asyncio.Event()
+
+    async def deaf(given: Any) -> None:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+
+    async def win(given: Any) -> str:
+        return "won"
+
+    _, handle = await start(Team([chain(deaf), win], strategy=RACE), "deaf")
+    assert [r["result"] for r in await handle.wait()] == ["won"]
+    release.set()
+    (lost,) = [event for event in await told(handle) if event.kind == "member_lost"]
+    assert "unattended" in lost.data["reason"]
+
+
+async def test_a_judge_may_give_decimals():
+    from decimal import Decimal
+
+    async def seven() -> int:
+        return 7
+
+    async def nine() -> int:
+        return 9
+
+    assert [r.result for r in await Team([seven, nine], strategy=BEST(lambda value: Decimal(value))).run()] == [9]
