@@ -70,7 +70,7 @@ class PackWire(msgspec.Struct, array_like=True, frozen=True):
 
     id: str
     kind: str
-    """`sync`, `async` or `chain` of steps; `ask` of conditions, `reduce` of custom reducers."""
+    """`sync`, `async` or `chain` of steps, `race` of members of teams; `ask` of conditions, `reduce` of custom reducers."""
     calls: list[CallWire]
     scenes: list[SceneWire]
     codes: list[int]
