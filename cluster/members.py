@@ -22,7 +22,7 @@ from engine.core.team import TeamPlan, named
 logger = logging.getLogger(__name__)
 
 IDLE = 30.0
-"""Seconds without work after which an actor ends, and over which it is looked how many were wanted at once."""
+"""Seconds without work after which an actor ends, and one less is wanted at once."""
 HELD = 5.0
 """The same for one that holds resources, which others may wait for."""
 ROOM, LEAST_ROOM = 4, 16
