@@ -44,7 +44,7 @@ bench: $(STAMP)
 
 lock: $(STAMP)
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --no-emit-find-links \
-		--extra bench --extra dev $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock >/dev/null
+		--extra bench --extra dev --extra postgres $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock >/dev/null
 
 clean:
 	@rm -rf build dist report bench-results bench-report htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
