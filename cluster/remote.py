@@ -38,7 +38,7 @@ from cluster.lane import Lane
 from cluster.opened import Home, codes
 from cluster.placing import demand_of
 from cluster.port import Kit
-from cluster.worker import perform
+from cluster.worker import perform, rehearse
 from engine.core.policy import Resources
 from engine.errors import ClusterUnavailable, OutOfMemory, WorkerLost
 
@@ -184,6 +184,7 @@ class _Member:
         for key in kit.keys:
             with suppress(Exception):  # opening a body runs the user's module: what it raises is told where it is wanted
                 codes.body(key)
+        rehearse(self._home, self._owner)
 
     def size(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
