@@ -32,6 +32,8 @@ T = TypeVar("T")
 _LOOK_AGAIN, _FOLLOW_AGAIN = 0.05, 0.05
 #: Seconds that a claim without a record is given to write it, by another claimer and by a reader.
 _CLAIM_TIME, _READ_TIME = 0.25, 1.0
+#: So often in the time of a lease its owner says that it lives.
+BEATS = 4
 #: Seconds that the end of a process waits for the last commits.
 _EXIT_TIME = 2.0
 
@@ -53,6 +55,8 @@ class Medium(Protocol):
     def enter(self) -> None: ...
     def leave(self) -> None: ...
     def lives(self, owner: Owner) -> bool: ...
+    def lease(self, seconds: float) -> None: ...
+    def beat(self) -> None: ...
     def prune_owners(self) -> None: ...
     def place(self, key: RunKey) -> MediumPlace: ...
     def places(self, workflow: str | None, session: str | None) -> Iterator[tuple[RunKey | None, MediumPlace]]: ...
@@ -69,6 +73,7 @@ class SegmentLog:
         self._lock = threading.Lock()
         self._driven: dict[RunKey, OpenClaim] = {}
         self._claiming: set[RunKey] = set()
+        self._beats: threading.Thread | None = None
         _LOGS.add(self)
 
     async def claim(self, key: RunKey, *, takeover: bool = False, wait: float = 0.0) -> Claim:
@@ -117,6 +122,17 @@ class SegmentLog:
     async def prune(self, *, older_than: float) -> int:
         return await _in_thread(self._prune, older_than)
 
+    def keep_lease(self, seconds: float) -> None:
+        self._medium.lease(seconds)
+        if self._beats is None:
+            self._beats = threading.Thread(target=_beat, args=(weakref.ref(self), seconds / BEATS), name="gecko-lease", daemon=True)
+            self._beats.start()
+
+    def beat(self) -> None:
+        """Say that this process lives."""
+        with self._lock:
+            self._medium.beat()
+
     async def close(self) -> None:
         await _in_thread(self._close)
 
@@ -125,6 +141,7 @@ class SegmentLog:
         for held in self._driven.values():
             held.ended = LeaseLost("the claim belongs to the process that this one was forked from; claim the run here")
         self._lock, self._driven, self._claiming = threading.Lock(), {}, set()
+        self._beats = None
         self._writer.after_fork()
         self._medium.after_fork(owner)
 
@@ -331,6 +348,18 @@ class SegmentLog:
         with self._lock:
             if not any(held.driving for held in self._driven.values()) and not self._claiming:
                 self._medium.leave()
+
+
+def _beat(log: "weakref.ref[SegmentLog]", every: float) -> None:
+    """Say again and again that this process lives, for as long as its log is there."""
+    never = threading.Event()
+    while (kept := log()) is not None:
+        try:
+            kept.beat()
+        except OSError as error:  # the disk is full or gone: so long nobody else can claim a run either
+            logger.warning("A lease could not be kept", extra={"url": kept.url, "error": str(error)})
+        del kept
+        never.wait(every)
 
 
 _LOGS: "weakref.WeakSet[SegmentLog]" = weakref.WeakSet()

@@ -260,7 +260,7 @@ def _most_frequent(ends: Sequence[End]) -> int:
 
 def _box(value: Any) -> Hashable:
     """Return what is equal for values that are the same, so that few have to be compared."""
-    kind = type(value)
+    kind: Hashable = cast("Hashable", type(value))
     if isinstance(value, (list, tuple)):
         return (kind, *map(_box, cast("Sequence[Any]", value)))
     if isinstance(value, dict):
