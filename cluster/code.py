@@ -53,13 +53,15 @@ def parcel(plan: Plan) -> Parcel:
     for name in getattr(sys.modules.get("engine.definition.target"), "FILE_MODULES", ()):
         if name in sys.modules:
             cloudpickle.register_pickle_by_value(sys.modules[name])
-    return Parcel(plan=packer.plan(plan), codes=packer.codes, cwd=os.getcwd(), paths=_paths())
+    cwd, paths = surroundings()
+    return Parcel(plan=packer.plan(plan), codes=packer.codes, cwd=cwd, paths=paths)
 
 
-def _paths() -> tuple[str, ...]:
+def surroundings() -> tuple[str, tuple[str, ...]]:
+    """Return where this process works, and where its modules are besides the places that every process has."""
     standard = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
     found = [os.path.abspath(p or ".") for p in sys.path]
-    return tuple(dict.fromkeys(p for p in found if os.path.isdir(p) and not os.path.realpath(p).startswith(standard)))
+    return os.getcwd(), tuple(dict.fromkeys(p for p in found if os.path.isdir(p) and not os.path.realpath(p).startswith(standard)))
 
 
 class _Packer:
