@@ -26,7 +26,7 @@ from engine.core.ids import check_name, split_run_id
 from engine.core.policy import check_limit
 from engine.core.routing import Next
 from engine.core.team import MemberResult
-from engine.errors import ClusterUnavailable, DefinitionError, RunBusy, RunNotFound
+from engine.errors import ClusterUnavailable, ConfigurationError, DefinitionError, RunBusy, RunNotFound
 from engine.handle import RunHandle
 from engine.ports import RunKey
 from engine.runtime.bind import code_of
@@ -49,7 +49,10 @@ STOPPED = ("completed", "failed", "cancelled", "timed_out", "paused")
 class Cluster:
     """The coordinators of one storage on the Ray cluster that this process is connected to."""
 
-    def __init__(self, storage: str, *, coordinators: int = 1, limits: Limits | None = None, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, storage: str, *, coordinators: int = 1, limits: Limits | None = None, patience: float = PATIENCE,
+        environment: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Name a storage; nothing is called yet.
 
         Args:
@@ -57,13 +60,20 @@ class Cluster:
             coordinators: How many are made where there are none.
             limits: What they let in at once; those that are there keep theirs.
             patience: Seconds that calls are repeated for while coordinators are away.
+            environment: Ray's runtime environment of the coordinators; None: that of this process.
+
+        Raises: ConfigurationError for a storage that is this process's own memory.
         """
         self.storage = storage
         self._count = coordinators
         self._limits = limits or Limits()
         self._patience = patience
         self._prefix = ""
+        self._environment = environment
         self._names: list[str] = []
+        if storage.startswith("memory:"):
+            text = "runs that belong to a cluster are recorded where its coordinators find them, not in memory: "
+            raise ConfigurationError(text + "name a folder or a database", where="storage")
 
     async def submit(
         self, flow: Any, input: Any = None, *, session_id: str | None = None, start_node: str | None = None, timeout: float | None = None,
@@ -104,6 +114,16 @@ class Cluster:
             kind, answer = await self._ask("submit", f"{flow.name}.{request.session}", *arguments)
         run_id, _ = _told(kind, answer)
         return self.handle(run_id)
+
+    async def start(self) -> list[str]:
+        """Have the coordinators made where there are none; returns their names when they answer."""
+        names = await self._coordinators()
+        await asyncio.gather(*(self._repeat(name, "attend") for name in names))
+        return names
+
+    async def adopt(self, environments: list[dict[str, Any]]) -> None:
+        """Let the coordinators go on with runs of runtime environments that cannot be made again."""
+        await asyncio.gather(*(self._repeat(name, "adopt", environments) for name in await self._coordinators()))
 
     def handle(self, run_id: str) -> RunHandle:
         """Return the handle of a run by its id; nothing is asked yet."""
@@ -186,6 +206,17 @@ class Cluster:
             await asyncio.sleep(AGAIN[min(attempt, len(AGAIN)) - 1])
             await self._refresh()
 
+    async def _repeat(self, name: str, method: str, *arguments: Any) -> Any:
+        """Ask one coordinator, again for as long as it is away."""
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return await self._once(name, method, *arguments)
+            except remote_fleet.AWAY as away:
+                if time.monotonic() > until:
+                    raise ClusterUnavailable(f"{name} does not answer in {self._patience:g} s: {away}") from away
+                await asyncio.sleep(AGAIN[-1])
+
     async def _once(self, name: str, method: str, *arguments: Any) -> Any:
         handle = await asyncio.to_thread(remote_fleet.get, name)
         try:
@@ -208,16 +239,17 @@ class Cluster:
         return self._names
 
     def _find(self) -> list[str]:
-        remote.ensure()
+        remote.ensure(start=False)
         if not self._prefix:
             self._here = remote_fleet.node() if self.storage.startswith("file:") else None
-            self._environment = remote_fleet.environment()
+            if self._environment is None:
+                self._environment = remote_fleet.environment()
             self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}-"
         found = remote_fleet.find(self._prefix)
         if not found:
             for i in range(self._count):
-                arguments = self.storage, asdict(self._limits), self._count
-                remote_fleet.create(f"{self._prefix}{i}", arguments, self._environment, self._here)
+                arguments = self.storage, self._environment, asdict(self._limits), self._count
+                remote_fleet.create(f"{self._prefix}{i}", arguments, self._environment or {}, self._here)
             found = [f"{self._prefix}{i}" for i in range(self._count)]
         return found
 
@@ -344,6 +376,6 @@ def _parcelled(plan: Any) -> tuple[str, bytes]:
 
 def _surroundings() -> dict[str, Any]:
     """Return what is around this process that its code may need."""
-    remote.ensure()
+    remote.ensure(start=False)
     cwd, paths = surroundings()
     return {"environment": remote_fleet.environment(), "cwd": cwd, "paths": paths}

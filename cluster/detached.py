@@ -90,16 +90,18 @@ def answered(method: Method) -> Method:
 class Detached(Coordinator):
     """One of the coordinators of a cluster."""
 
-    def __init__(self, place: str, limits: dict[str, Any], parts: int, fleet: Cluster) -> None:
+    def __init__(self, place: str, environment: dict[str, Any], limits: dict[str, Any], parts: int, fleet: Cluster) -> None:
         """Drive nothing yet; `attend` begins it.
 
         Args:
             place: Storage URL, which all runs of this coordinator are recorded in.
+            environment: Ray's runtime environment that it and its workers live in; it goes on with runs of the same one alone.
             limits: Fields of `Limits`, for the whole cluster.
             parts: How many coordinators share them.
         """
         super().__init__()
         self._place = place
+        self._environments = [environment]
         self._log = open_log(place)
         self._log.keep_lease(LEASE)
         self._engine = Engine(self._log)
@@ -108,7 +110,7 @@ class Detached(Coordinator):
         self._turns: dict[str, Turn] = {}
         self._sessions: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._foreign: dict[str, int] = {}
-        """Runs that are not this coordinator's to go on with, to the number of the event that this was found at."""
+        """Runs that scripts come back to, or others, to the number of the event that this was found at."""
         self._attending: asyncio.Task[None] | None = None
         self._recovered = 0
         self._beside: set[asyncio.Task[Any]] = set()
@@ -134,6 +136,11 @@ class Detached(Coordinator):
         task = asyncio.get_running_loop().create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+
+    async def adopt(self, environments: list[dict[str, Any]]) -> None:
+        """Go on with runs of environments that nobody can make again, too: they are paused, which says what they need."""
+        self._environments += [e for e in environments if e not in self._environments]
+        self._foreign.clear()
 
     async def recover_stale(self) -> tuple[str, Any]:
         """Take over runs whose owner is gone; returns how many."""
@@ -164,7 +171,7 @@ class Detached(Coordinator):
             try:
                 recorded = Recorded(await self._log.read(run.key))
                 submission = _submission(recorded)
-                if submission is None:  # a script's, which will come back to it
+                if submission is None or submission.environment not in self._environments:
                     self._foreign[run.run_id] = run.seq
                     return False
                 await self._resume(run.key, recorded, submission)

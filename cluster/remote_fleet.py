@@ -109,7 +109,8 @@ def keeper() -> Any:
 
 def environment() -> dict[str, Any]:
     """Return Ray's runtime environment of this process, as it is recorded."""
-    return dict(ray.get_runtime_context().runtime_env or {})
+    found: dict[str, Any] = dict(ray.get_runtime_context().runtime_env or {})
+    return {name: value for name, value in found.items() if value and not name.startswith("_")}
 
 
 def node() -> str:
@@ -119,7 +120,7 @@ def node() -> str:
 
 def find(prefix: str) -> list[str]:
     """Return the names of the living coordinators whose names begin so, in order."""
-    remote.ensure()
+    remote.ensure(start=False)
     actors: Any = list_named_actors(all_namespaces=True)
     found: list[str] = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name for name in found if name.startswith(prefix))

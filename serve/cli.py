@@ -25,6 +25,7 @@ from engine.observe.progress import counted
 from engine.workflow import Workflow
 from serve import service
 from serve.cli_runs import runs
+from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
 from serve.project import make_project
@@ -40,6 +41,7 @@ _MOST_MEMBERS = 8
 
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
+app.command()(submit)
 
 
 @app.callback(invoke_without_command=True)
