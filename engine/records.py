@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 MOST = 1000
 """The longest page."""
+_LONGEST_PLACE = 16_384
 LONGEST = 512
 """The longest text that is searched for."""
 RUN_SORTS = ("started_at", "updated_at", "finished_at", "run_id", "workflow", "status", "owner", "priority", "seq")
@@ -206,7 +207,8 @@ class Query:
     search: str = ""
     """Part of a text, in any letter case."""
     sort: str = ""
-    """What it is sorted by, with `-` before it for the greatest first. Equals are sorted by their ids, in the same direction."""
+    """What it is sorted by, with `-` before it for the greatest first. Equals are sorted by their ids, in the same direction; texts by code
+    points; what has not finished finishes last."""
     limit: int = 20
     offset: int = 0
     after: str | None = None
@@ -217,6 +219,8 @@ class Query:
         _check_number(self.limit, "limit", 1, MOST)
         _check_number(self.offset, "offset", 0, 2**53)
         _check_text(self.search, "search")
+        if self.after is not None and not (isinstance(self.after, str) and len(self.after) <= _LONGEST_PLACE):
+            raise DefinitionError("after must be the next of a page", where="after")
         if self.after is not None and self.offset:
             raise DefinitionError("a page is named by offset or by after, not by both: leave one out", where="after")
 
@@ -461,5 +465,5 @@ class Records(Protocol):
     async def statistics(self, *, since: float = 0.0, tenant: str | None = None) -> Statistics: ...
 
     async def close(self) -> None:
-        """Let go of connections and threads; records that were closed are used no more."""
+        """Let go of connections and threads; records that were closed may be used again."""
         ...
