@@ -38,6 +38,8 @@ class _Standing:
 class _Letter:
     standing: _Standing
     failures: tuple[Failure, ...]
+    seq: int
+    """The number of the event that told that the run failed of it."""
     replayed: bool = False
 
 
@@ -108,7 +110,7 @@ class RunDigest:
                 self._error = _clip(f"RunTimedOut: limit {data.get('limit')} s")
             case "run_failed":
                 for step, standing in self._standing.items():
-                    self._letters[step] = _Letter(standing, tuple(self._failures.get(step, ())))
+                    self._letters[step] = _Letter(standing, tuple(self._failures.get(step, ())), self.seq)
             case "run_completed":
                 for letter in self._letters.values():
                     letter.replayed = True
@@ -177,14 +179,12 @@ class RunDigest:
             resumes=self._resumes,
         )  # fmt: skip
 
-    @property
-    def has_letters(self) -> bool:
-        """Whether a step of the run became a dead letter, whatever became of it then."""
-        return bool(self._letters)
-
-    def standing(self) -> list[str]:
-        """Return the steps that are dead letters and were not replayed, without the run's id."""
-        return [step for step, letter in self._letters.items() if not letter.replayed]
+    def failed_at(self) -> dict[int, list[str]]:
+        """Return the steps that became dead letters, without the run's id, by the number of the event at which the run failed of them."""
+        found: dict[int, list[str]] = {}
+        for step, letter in self._letters.items():
+            found.setdefault(letter.seq, []).append(step)
+        return found
 
     def letters(self, inputs: Mapping[str, bytes] | None = None) -> list[DeadLetter]:
         """Return the dead letters, also those that were replayed since.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, AsyncAdaptedQueuePool, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -66,7 +66,7 @@ class Address(NamedTuple):
     url: str
     """What opens it again from any folder; it may hold a password."""
     path: Path | None = None
-    """The file of SQLite."""
+    """The file of SQLite; None for one in memory, which is there for as long as it is open."""
 
 
 def read_address(url: str) -> Address:
@@ -286,10 +286,15 @@ def _make_engine(database: Database) -> AsyncEngine:
     if database.kind == "postgresql":
         return create_async_engine("postgresql+asyncpg://", async_creator=lambda: _connect(database), **options)
     path = database.path
-    assert path is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))  # SQLite gives the files beside it the same mode
-    engine = create_async_engine(URL.create("sqlite+aiosqlite", database=os.fspath(path)), connect_args={"timeout": _BUSY}, **options)
+    if path is None:  # all there is of it is one connection
+        options |= {"pool_size": 1, "max_overflow": 0}
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(
+            os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        )  # SQLite gives the files beside it the same mode
+    url = URL.create("sqlite+aiosqlite", database=":memory:" if path is None else os.fspath(path))
+    engine = create_async_engine(url, connect_args={"timeout": _BUSY}, poolclass=AsyncAdaptedQueuePool, **options)
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin_transaction)
     return engine

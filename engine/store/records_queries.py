@@ -66,7 +66,7 @@ def order_of(table: sa.Table, query: Query) -> Order:
     return Order(name, [first, *rest], descending)
 
 
-def page_of(table: sa.Table, conditions: Iterable[sa.ColumnElement[bool]], query: Query) -> sa.Select[Any]:
+def page_of(table: sa.Table, conditions: Iterable[sa.ColumnElement[bool]], query: Query) -> sa.Select[*tuple[Any, ...]]:
     """Return what reads a page, and one row more where it is not the last. Raises: DefinitionError for an `after` of another list."""
     order = order_of(table, query)
     places = [column.label(f"_place_{i}") for i, column in enumerate(order.columns)]
@@ -79,7 +79,7 @@ def page_of(table: sa.Table, conditions: Iterable[sa.ColumnElement[bool]], query
     return statement.order_by(*directed).limit(query.limit + 1).offset(query.offset)
 
 
-def next_of(order: Order, row: Mapping[str, Any]) -> str:
+def next_of(order: Order, row: Mapping[Any, Any]) -> str:
     """Return the `after` of the page that comes after a row."""
     place = [order.name, *(row[f"_place_{i}"] for i in range(len(order.columns)))]
     return urlsafe_b64encode(json.dumps(place, ensure_ascii=False, separators=(",", ":")).encode()).decode().rstrip("=")

@@ -185,12 +185,12 @@ def _row(entry: RunEntry | WorkflowEntry | KeyEntry) -> dict[str, Any]:
     return {field.name: getattr(entry, field.name) for field in fields(entry)}
 
 
-def entry_of(kind: type[T], row: Mapping[str, Any]) -> T:
+def entry_of(kind: type[T], row: Mapping[Any, Any]) -> T:
     """Return the entry of a row."""
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
-def letter_of(row: Mapping[str, Any]) -> DeadLetter:
+def letter_of(row: Mapping[Any, Any]) -> DeadLetter:
     """Return the dead letter of a row."""
     cells = {field.name: row[field.name] for field in fields(DeadLetter)}
     failures: Sequence[Mapping[str, Any]] = cells["errors"]

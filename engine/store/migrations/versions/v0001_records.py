@@ -7,9 +7,9 @@ revision = "0001"
 down_revision = None
 
 
-def _text(name: str, **more: bool) -> sa.Column[str]:
+def _text(name: str, *, primary_key: bool = False, nullable: bool = False, unique: bool | None = None) -> sa.Column[str]:
     kind = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-    return sa.Column(name, kind, **({"nullable": False} | more))
+    return sa.Column(name, kind, primary_key=primary_key, nullable=nullable, unique=unique)
 
 
 def _texts(*names: str) -> list[sa.Column[str]]:
