@@ -1,16 +1,14 @@
 """All records keep the promises of the port."""
 
-import asyncio
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
-from engine.records import Records
 from engine.store import open_records
 from engine.testing.check_records import check_records
+from tests.databases import postgres_database
 
 PLACES = ["folder", "sqlite", "memory", pytest.param("postgres", marks=pytest.mark.services)]
 
@@ -26,28 +24,8 @@ def records_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
         case "memory":
             yield f"memory://{uuid.uuid4().hex}"
         case _:
-            yield from postgres_database(request.getfixturevalue("service")("postgres"))
-
-
-def postgres_database(server: str) -> Iterator[str]:
-    """Make a database, and drop it in the end."""
-    import asyncpg
-
-    name = f"gecko_test_{uuid.uuid4().hex[:12]}"
-
-    def execute(text: str) -> None:
-        async def work() -> None:
-            connection = await asyncpg.connect(f"postgresql://postgres@{server}/postgres")
-            await connection.execute(text)
-            await connection.close()
-
-        asyncio.run(work())
-
-    execute(f"CREATE DATABASE {name}")
-    try:
-        yield f"postgresql://postgres@{server}/{name}"
-    finally:
-        execute(f"DROP DATABASE {name} WITH (FORCE)")
+            with postgres_database(request.getfixturevalue("service")("postgres")) as url:
+                yield url
 
 
 @pytest.mark.slow
