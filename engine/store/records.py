@@ -253,6 +253,7 @@ class SqlRecords:
 
     async def close(self) -> None:
         if self._database.path is not None or self._database.kind != "sqlite":  # what is in memory alone would be gone
+            self._ready = False  # who opens it next may find another file there
             await self._database.close()
 
     def after_fork(self) -> None:

@@ -9,6 +9,7 @@ from engine.checkpoint.codec import encode
 from engine.checkpoint.digest import ERRORS, RunDigest
 from engine.checkpoint.record import event_of
 from engine.core.ids import make_run_id
+from engine.core.policy import Retry
 from engine.core.team import RACE
 from engine.engine import Engine
 from engine.errors import WorkflowError
@@ -90,7 +91,7 @@ def two(place: str, body: Any, **policy: Any) -> Workflow:
 
 @pytest.mark.anyio
 async def test_a_step_whose_attempts_are_used_up_is_a_dead_letter_with_its_history(place: str):
-    key, rows = await record(two(place, fail, retry=3))
+    key, rows = await record(two(place, fail, retry=Retry(3, delay=0)))
     digest = digest_of(key, rows)
     assert digest.entry().error == "StepFailed: Workflow execution failed: step 'b', attempt 3: ValueError: bad hi"
     (letter,) = digest.letters({"b/1": b"x"})
@@ -136,7 +137,7 @@ async def test_the_items_of_a_map_are_letters_of_their_own(place: str):
 @pytest.mark.anyio
 async def test_of_a_sub_workflow_the_step_that_failed_is_the_letter_and_not_what_is_around_it(place: str):
     inner = Workflow("inner").add_node("x", same).add_node("y", fail).add_edge("x", "y").set_entry_point("x")
-    key, rows = await record(two(place, inner, retry=2))
+    key, rows = await record(two(place, inner, retry=Retry(2, delay=0)))
     (letter,) = digest_of(key, rows).letters()
     assert (letter.node, letter.step_id, len(letter.errors)) == ("b/y", "two.s.1/b/1/1", 2)
 
