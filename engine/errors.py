@@ -5,6 +5,7 @@
     │  ├─ InvalidGraph        (WorkflowValidationError; WorkflowCycleError when the only problem is a loop)
     │  ├─ UnknownName         a name nobody registered; says which come near
     │  ├─ InvalidDocument     a file or text that cannot be read as what it should be
+    │  ├─ VersionInUse        a version of a workflow that means something else already
     │  └─ ConfigurationError  an option, URL or installation that cannot work
     ├─ WorkflowError          a run went wrong; carries `run_id` and `node`
     │  ├─ StepFailed  ├─ StepTimedOut  ├─ RunTimedOut  ├─ RunCancelled  ├─ RunPaused
@@ -78,6 +79,10 @@ class UnknownName(DefinitionError):
 
 class InvalidDocument(DefinitionError):
     """The document cannot be read."""
+
+
+class VersionInUse(DefinitionError):
+    """The version belongs to another definition of the workflow."""
 
 
 class ConfigurationError(DefinitionError):
@@ -188,7 +193,7 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class UnknownFormat(CheckpointError):
-    """The log was written by a newer version."""
+    """What is stored was written by a newer version."""
 
 
 class Unavailable(GeckoError):

@@ -1,10 +1,11 @@
 """The world as the engine sees it: protocols only, each method with its contract. Backends are chosen by URL or name."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from engine.core.ids import make_run_id
+from engine.errors import GeckoError
 
 
 class RunKey(NamedTuple):
@@ -128,8 +129,14 @@ class Log(Protocol):
         """Yield committed rows as they come, until the run ends or nobody drives it."""
         ...
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
-        """The runs, newest first, read from their tails."""
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
+        """The runs, newest first, read from their tails.
+
+        One whose log is damaged, or of a newer format, is left out: with a warning in the log of the program, or `on_damage` is called
+        with its place and what is wrong, in any thread.
+        """
         ...
 
     async def delete(self, key: RunKey) -> None:

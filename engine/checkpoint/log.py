@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from engine.checkpoint.batch import FINAL, RELEASING, BatchFormat, Record, Tail
 from engine.checkpoint.journal import Claimed, Held, View, claim, delete, perform, sweep, view, view_more
 from engine.checkpoint.writer import Commit, OpenClaim, Writer, WritingPlace
-from engine.errors import CheckpointError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
+from engine.errors import CheckpointError, GeckoError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Owner, Row, RunKey, RunSummary
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,10 @@ class SegmentLog:
                 return
             await asyncio.sleep(_FOLLOW_AGAIN)
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
-        return await _in_thread(self._scan, workflow, session)
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
+        return await _in_thread(self._scan, workflow, session, on_damage or _warn)
 
     async def delete(self, key: RunKey) -> None:
         await _in_thread(self._delete, key)
@@ -280,9 +282,9 @@ class SegmentLog:
         rows = [row for row in seen.rows if row.seq > after]
         return rows, seen, before is not None and not driven and seen.epoch == before.epoch
 
-    def _scan(self, workflow: str | None, session: str | None) -> list[RunSummary]:
+    def _scan(self, workflow: str | None, session: str | None, on_damage: Callable[[str, GeckoError], object]) -> list[RunSummary]:
         found: list[RunSummary] = []
-        for key, place, record, tail, released in self._outlines(workflow, session):
+        for key, place, record, tail, released in self._outlines(workflow, session, on_damage):
             if record.deleted:
                 continue
             driven = not released and tail.status not in RELEASING and self._lives(key, record.owner)
@@ -300,14 +302,16 @@ class SegmentLog:
         found.sort(key=lambda run: (-run.started_at, run.key))
         return found
 
-    def _outlines(self, workflow: str | None, session: str | None) -> Iterator[tuple[RunKey, MediumPlace, Record, Tail, bool]]:
+    def _outlines(
+        self, workflow: str | None, session: str | None, on_damage: Callable[[str, GeckoError], object]
+    ) -> Iterator[tuple[RunKey, MediumPlace, Record, Tail, bool]]:
         for told, place in self._medium.places(workflow, session):
             form = BatchFormat(told or RunKey("", "", 0), place.path)
             for n in reversed(place.present()):
                 try:
                     outline = form.outline(n, place.size(n), lambda start, count, n=n, place=place: place.read_from(n, start, count))
                 except CheckpointError as error:
-                    logger.warning("a run is left out of the list", extra={"file": place.path(n), "error": str(error)})
+                    on_damage(place.path(n), error)
                     break
                 if outline is not None:
                     yield told or outline[0].key, place, *outline
@@ -328,7 +332,7 @@ class SegmentLog:
 
     def _prune(self, older_than: float) -> int:
         before, removed = time.time() - older_than, 0
-        for key, place, record, tail, _ in self._outlines(None, None):
+        for key, place, record, tail, _ in self._outlines(None, None, _warn):
             if record.deleted:
                 if record.since <= before:
                     perform(sweep(record.epoch), place)
@@ -360,6 +364,10 @@ def _beat(log: "weakref.ref[SegmentLog]", every: float) -> None:
             logger.warning("A lease could not be kept", extra={"url": kept.url, "error": str(error)})
         del kept
         never.wait(every)
+
+
+def _warn(place: str, error: GeckoError) -> None:
+    logger.warning("a run is left out of the list", extra={"file": place, "error": str(error)})
 
 
 _LOGS: "weakref.WeakSet[SegmentLog]" = weakref.WeakSet()
