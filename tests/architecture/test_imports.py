@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ["ray", "litellm", "lancedb", "pyarrow", "numpy", "pandas", "fastapi", "uvicorn", "typer", "rich"]
+HEAVY = ["ray", "litellm", "lancedb", "pyarrow", "numpy", "pandas", "fastapi", "uvicorn", "typer", "rich", "sqlalchemy"]
 BUDGET = 0.25  # seconds, as the bar called import says
 
 PROBE = """
