@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from engine.checkpoint.batch import FINAL, RELEASING, BatchFormat, Record, Tail
+from engine.checkpoint.intake import Commit
 from engine.checkpoint.journal import Claimed, Held, View, claim, delete, perform, sweep, view, view_more
-from engine.checkpoint.writer import Commit, OpenClaim, Writer, WritingPlace
+from engine.checkpoint.writer import OpenClaim, Writer, WritingPlace
 from engine.errors import CheckpointError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Owner, Row, RunKey, RunSummary
 
