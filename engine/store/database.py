@@ -132,6 +132,7 @@ class Database:
         self.path = address.path
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._spawned: set[Future[Any]] = set()
 
     async def do(self, work: Work[T], *, reading: bool = False, repeatable: bool = False) -> T:
         """Await `work(connection)` in one transaction, on the database's own thread; callable in any loop.
@@ -148,7 +149,7 @@ class Database:
         running = self._running
         if running is not None and asyncio.get_running_loop() is running.loop:
             return await running.do(work, reading=reading, repeatable=repeatable)
-        return await _await(self._begin(work, reading, repeatable))
+        return await wait_for(self._begin(work, reading, repeatable))
 
     def do_now(self, work: Work[T], *, reading: bool = False, repeatable: bool = False, timeout: float | None = None) -> T:
         """Do the same from a thread without a loop, or in one that may be blocked.
@@ -158,19 +159,23 @@ class Database:
         return self._begin(work, reading, repeatable).result(timeout)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Run a coroutine on the database's thread, until it ends or the database is closed, which cancels it."""
+        """Run a coroutine on the database's thread; as long as it runs, a close closes nothing."""
         with self._lock:
-            return self._start().spawn(work)
+            future = asyncio.run_coroutine_threadsafe(work, self._start().loop)
+            self._spawned.add(future)
+        future.add_done_callback(self._spawned.discard)
+        return future
 
+    @property
     def running(self) -> bool:
         """Whether thread and connections are there."""
         return self._running is not None
 
     async def close(self) -> None:
-        """Let go of connections and thread after what is under way; later work opens them again."""
+        """Let go of connections and thread after what is under way, unless others have something spawned; later work opens them again."""
         ending = self._end()
         if ending is not None:
-            await _await(ending)
+            await wait_for(ending)
 
     def close_now(self, timeout: float | None = None) -> None:
         """Do the same from a thread that may be blocked."""
@@ -182,7 +187,7 @@ class Database:
         """Begin anew in a forked child: connections, thread and loop are the parent's, and are kept from being closed here."""
         if self._running is not None:
             _inherited.append(self._running)
-        self._lock, self._running = threading.Lock(), None
+        self._lock, self._running, self._spawned = threading.Lock(), None, set()
 
     def _begin(self, work: Work[T], reading: bool, repeatable: bool) -> "Future[T]":
         with self._lock:
@@ -195,6 +200,8 @@ class Database:
 
     def _end(self) -> "Future[None] | None":
         with self._lock:
+            if any(not future.done() for future in list(self._spawned)):
+                return None
             running, self._running = self._running, None
             return None if running is None else running.end()
 
@@ -205,10 +212,10 @@ class _Running:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._engine: AsyncEngine | None = None
+        self._file: tuple[int, int] | None = None
         self._met = False
         """Whether a connection was ever made; what was never there is not waited for."""
         self._working: set[asyncio.Task[Any]] = set()
-        self._spawned: set[asyncio.Task[Any]] = set()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gecko-database", daemon=True)
         self._thread.start()
@@ -222,28 +229,23 @@ class _Running:
             self.loop.close()
 
     def begin(self, work: Work[T], *, reading: bool, repeatable: bool) -> "Future[T]":
-        return asyncio.run_coroutine_threadsafe(self._in(self._working, self.do(work, reading=reading, repeatable=repeatable)), self.loop)
-
-    def spawn(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        return asyncio.run_coroutine_threadsafe(self._in(self._spawned, work), self.loop)
+        return asyncio.run_coroutine_threadsafe(self._counted(work, reading, repeatable), self.loop)
 
     def end(self) -> "Future[None]":
         return asyncio.run_coroutine_threadsafe(self._finish(), self.loop)
 
-    async def _in(self, those: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> T:
+    async def _counted(self, work: Work[T], reading: bool, repeatable: bool) -> T:
         me = asyncio.current_task()
         assert me is not None
-        those.add(me)
+        self._working.add(me)
         try:
-            return await work
+            return await self.do(work, reading=reading, repeatable=repeatable)
         finally:
-            those.discard(me)
+            self._working.discard(me)
 
     async def _finish(self) -> None:
-        for spawned in self._spawned:
-            spawned.cancel()
-        if ending := self._working | self._spawned:
-            await asyncio.wait(ending, timeout=_CLOSE)
+        if self._working:
+            await asyncio.wait(self._working, timeout=_CLOSE)
         try:
             if self._engine is not None:
                 await self._engine.dispose()
@@ -267,8 +269,12 @@ class _Running:
             delay = min(delay * 2, _MOST_DELAY)
 
     async def _once(self, work: Work[T], reading: bool, committing: list[bool]) -> T:
+        if self._engine is not None and _file(self._database) != self._file:  # somebody removed or replaced it: what is open leads nowhere
+            await self._engine.dispose()
+            self._engine = None
         if self._engine is None:
             self._engine = _make_engine(self._database)
+            self._file = _file(self._database)
         async with self._engine.connect() as connection:
             self._met = True
             if reading and self._database.kind == "sqlite":
@@ -293,6 +299,17 @@ def _make_engine(database: Database) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin_transaction)
     return engine
+
+
+def _file(database: Database) -> tuple[int, int] | None:
+    """What tells the file of SQLite from another of its name; None where there is none."""
+    if database.path is None:
+        return None
+    try:
+        found = os.stat(database.path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 async def _connect(database: Database) -> Any:
@@ -362,7 +379,12 @@ def _said(database: Database, error: BaseException | None) -> str:
     return text
 
 
-async def _await(done: "Future[T]") -> T:
+def first_line(error: Exception) -> str:
+    """What an error of SQLAlchemy says, without the statement."""
+    return str(error).partition("\n")[0]
+
+
+async def wait_for(done: "Future[T]") -> T:
     """Wait in this loop for what another thread does; to stop waiting does not stop that."""
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
