@@ -19,29 +19,30 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from sqlalchemy import URL, event
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from engine.core.places import shown
-from engine.errors import ConfigurationError, GeckoError, StoreUnavailable
+from engine.errors import ConfigurationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
-#: Seconds for which work that met something that passes is tried again, and that a writer waits for SQLite's one lock.
+#: Seconds for which work is tried again where the database is away, and where others are in its way.
 _PATIENCE, _BUSY = 5.0, 10.0
-#: Seconds between two tries, at first and at most.
-_FIRST_DELAY, _MOST_DELAY = 0.01, 0.5
+#: Seconds between two tries, at first, and at most where the database is away or busy.
+_FIRST_DELAY, _MOST_DELAY, _MOST_BUSY_DELAY = 0.002, 0.5, 0.02
 #: Seconds for connecting, for one statement, and for the end of what is under way when a database is closed.
 _CONNECT, _STATEMENT, _CLOSE = 10, 60.0, 10.0
 
 _SQLITE, _POSTGRES = ("sqlite", "sqlite+aiosqlite"), ("postgresql", "postgres", "postgresql+asyncpg")
-#: Codes of PostgreSQL for what was rolled back and may be done again, and for a server that went away or is not there yet.
-_AGAIN, _GONE = ("40001", "40P01", "55P03"), ("08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "53300")
-#: Codes of SQLite (busy, locked) for the same, and for a file that cannot be used.
-_SQLITE_AGAIN = (5, 6)
+#: Codes of SQLite and PostgreSQL for what was not done and may be done again, and for a server that went away or is not there yet.
+_AGAIN, _GONE = (5, 6, "40001", "40P01", "55P03"), ("08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "53300")
+#: Codes for what somebody has to see to.
 _TODO = {
     8: "make the file and its folder writable",
     10: "see to the disk",
@@ -253,20 +254,22 @@ class _Running:
             self.loop.call_soon(self.loop.stop)
 
     async def do(self, work: Work[T], *, reading: bool, repeatable: bool) -> T:
-        until, delay = time.monotonic() + _PATIENCE, _FIRST_DELAY
+        begun, delay = time.monotonic(), _FIRST_DELAY
         while True:
             committing = [False]
             try:
                 return await self._once(work, reading, committing)
             except (SQLAlchemyError, OSError, *_driver_errors(self._database.kind)) as error:
-                again, trouble = _judge(self._database, error, unknown=committing[0] and not repeatable and not reading)
-                if trouble is None:
+                unknown = committing[0] and not repeatable and not reading
+                found = _judge(self._database, error, unknown=unknown)
+                if found is None:
                     raise
-                if not again or not self._met or time.monotonic() > until:
+                patience, trouble, away = found
+                if time.monotonic() - begun > patience or (away and not self._met):
                     raise trouble from error
-                logger.info("work on a database is tried again", extra={"database": self._database.shown, "error": str(trouble)})
+                logger.debug("work on a database is tried again", extra={"database": self._database.shown, "error": str(trouble)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, _MOST_DELAY)
+            delay = min(delay * 2, _MOST_DELAY if away else _MOST_BUSY_DELAY)
 
     async def _once(self, work: Work[T], reading: bool, committing: list[bool]) -> T:
         if self._engine is not None and _file(self._database) != self._file:  # somebody removed or replaced it: what is open leads nowhere
@@ -295,7 +298,12 @@ def _make_engine(database: Database) -> AsyncEngine:
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))  # SQLite gives the files beside it the same mode
-    engine = create_async_engine(URL.create("sqlite+aiosqlite", database=os.fspath(path)), connect_args={"timeout": _BUSY}, **options)
+    from engine.store.sqlite_inline import InlineConnection
+
+    registry.register("sqlite.inline", "engine.store.sqlite_inline", "InlineSqlite")
+    engine = create_async_engine(
+        URL.create("sqlite+inline", database=os.fspath(path)), connect_args={"timeout": 0, "factory": InlineConnection}, **options
+    )
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin_transaction)
     return engine
@@ -324,10 +332,10 @@ async def _connect(database: Database) -> Any:
 
 
 def _prepare(connection: Any, _: Any) -> None:
-    """Make a connection to SQLite durable, patient and shared; transactions are begun by `_begin_transaction`, not by the driver."""
+    """Make a connection to SQLite durable and shared; transactions are begun by `_begin_transaction`, not by the driver."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    for setting in (f"busy_timeout={int(_BUSY * 1000)}", "journal_mode=WAL", "synchronous=FULL", "fullfsync=1", "foreign_keys=1"):
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=1", "foreign_keys=1"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
 
@@ -346,28 +354,25 @@ def _driver_errors(kind: str) -> tuple[type[BaseException], ...]:
     return asyncpg.PostgresError, asyncpg.InterfaceError  # a version of SQLAlchemy lets them through where it connects
 
 
-def _judge(database: Database, error: BaseException, *, unknown: bool) -> tuple[bool, GeckoError | None]:
-    """Say whether to try again, and what to tell when that is over; None for an error that is the work's own."""
+def _judge(database: Database, error: BaseException, *, unknown: bool) -> tuple[float, StoreUnavailable, bool] | None:
+    """Say for how many seconds to try again, what to tell after that, and whether the database was away; None: the work's own error."""
     orig = error.orig if isinstance(error, DBAPIError) else error
+    said, place = _said(database, orig), database.shown
     code: Any = getattr(orig, "sqlite_errorcode", None)
     code = code & 0xFF if isinstance(code, int) else getattr(orig, "sqlstate", None)
-    if code in _AGAIN or code in _SQLITE_AGAIN:
-        return True, StoreUnavailable(f"{database.shown} is busy: {_said(database, orig)}; try again when there is less to do")
+    if code in _AGAIN:
+        return _BUSY, StoreUnavailable(f"{place} is busy: {said}; try again when there is less to do"), False
     dropped = isinstance(error, DBAPIError) and error.connection_invalidated
-    if dropped or code in _GONE or isinstance(orig, OSError):
+    if dropped or code in _GONE or (isinstance(orig, OSError) and database.kind == "postgresql"):
         if unknown:
             text = "the connection was lost while it committed, so that its last change may be there or not; look before you repeat it"
-            return False, StoreUnavailable(f"{database.shown}: {text} ({_said(database, orig)})")
-        away = database.kind == "postgresql"
-        todo = "see to the server and to the URL" if away else _TODO[14]
-        return away, StoreUnavailable(f"{database.shown} cannot be reached: {_said(database, orig)}; {todo}")
-    if code in _TODO:
-        return False, StoreUnavailable(f"{database.shown} cannot be used: {_said(database, orig)}; {_TODO[code]}")
-    if isinstance(orig, SQLAlchemyError) and "QueuePool" in str(orig):
-        return True, StoreUnavailable(
-            f"{database.shown} has no free connection: {_said(database, orig)}; try again when there is less to do"
-        )
-    return False, None
+            return 0.0, StoreUnavailable(f"{place}: {text} ({said})"), False
+        return _PATIENCE, StoreUnavailable(f"{place} cannot be reached: {said}; see to the server and to the URL"), True
+    if code in _TODO or isinstance(orig, OSError):
+        return 0.0, StoreUnavailable(f"{place} cannot be used: {said}; {_TODO.get(code, _TODO[14])}"), False
+    if isinstance(orig, PoolTimeout):
+        return 0.0, StoreUnavailable(f"{place} has no free connection: {said}; try again when there is less to do"), False
+    return None
 
 
 def _said(database: Database, error: BaseException | None) -> str:
