@@ -51,7 +51,7 @@ class SqlLog:
     def __init__(self, database: Database, *, url: str | None = None, lease: float = LEASE) -> None:
         """Touch nothing yet; `url` is what opens this log again, where that says more than the database's."""
         self.url = url or database.url
-        self._database = database
+        self.database = database
         self._lease = lease
         self._owner, self._mark = _own()
         self._writer = SqlWriter(database)
@@ -66,7 +66,7 @@ class SqlLog:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         while True:
-            claiming = self._database.spawn(self._claim(key, takeover))
+            claiming = self.database.spawn(self._claim(key, takeover))
             try:
                 return await wait_for(claiming)
             except RunBusy:
@@ -87,7 +87,7 @@ class SqlLog:
             if claim.durable < claim.calls and not claim.told:  # rows that nobody waited for must not be lost in silence
                 await self._writer.append(claim, ())
         finally:
-            await wait_for(self._database.spawn(self._let_go(claim)))
+            await wait_for(self.database.spawn(self._let_go(claim)))
 
     async def read(self, key: RunKey, *, after: int = 0) -> Sequence[Row]:
         return (await self._rows(key, after))[1]
@@ -98,7 +98,7 @@ class SqlLog:
             return {}
         look = self._look(partial(transactions.pick, key=key, seqs=sorted(wanted)))
         try:
-            head, stored = self._there(key, self._database.do_now(partial(_run, look), reading=True))
+            head, stored = self._there(key, self.database.do_now(partial(_run, look), reading=True))
         except SQLAlchemyError as error:
             raise self._explained(error) from error
         return {row.seq: row for row in self._decoded(head, stored) if row.seq in wanted}
@@ -154,34 +154,34 @@ class SqlLog:
         return removed
 
     async def close(self) -> None:
-        if not self._database.running:
+        if not self.database.running:
             return
         while (working := self._writer.flush()) is not None:
             await wait_for(working)
         if self._rest():
             await self._do(partial(_run, partial(transactions.leave, owner=self._owner)))
-            await self._database.close()
+            await self.database.close()
 
     def after_fork(self, owner: Owner) -> None:
         """Begin anew in a forked child: what the parent drives is not the child's."""
         for held in self._driven.values():
             held.ended = LeaseLost("the claim belongs to the process that this one was forked from; claim the run here")
         self._lock, self._driven, self._claiming, self._beating = threading.Lock(), {}, set(), None
-        self._writer = SqlWriter(self._database)
+        self._writer = SqlWriter(self.database)
         self._owner, self._mark = _own()
 
     def finish(self, timeout: float) -> None:
         """Make durable what was appended, as the process ends, and be held to live no more."""
-        if not self._database.running:
+        if not self.database.running:
             return
         try:
             if (working := self._writer.flush()) is not None:
                 working.result(timeout)
             if self._beating is not None:
                 self._beating.cancel()
-                self._database.do_now(partial(_run, partial(transactions.leave, owner=self._owner)), timeout=timeout)
+                self.database.do_now(partial(_run, partial(transactions.leave, owner=self._owner)), timeout=timeout)
         except (GeckoError, SQLAlchemyError, TimeoutError, RuntimeError) as error:
-            logger.warning("a log could not be let go of", extra={"log": self._database.shown, "error": str(error)})
+            logger.warning("a log could not be let go of", extra={"log": self.database.shown, "error": str(error)})
 
     async def _claim(self, key: RunKey, takeover: bool) -> SqlClaim:
         self._begin_to_claim(key, takeover)
@@ -219,12 +219,12 @@ class SqlLog:
                 raise RunBusy(f"run {run_name(key)} is being claimed in this process now; wait for it")
             self._claiming.add(key)
             if self._beating is None or self._beating.done():
-                self._beating = self._database.spawn(self._beat())
+                self._beating = self.database.spawn(self._beat())
 
     def _abandon(self, claiming: "Future[SqlClaim]") -> None:
         """Release a claim that nobody waits for any more."""
         if not claiming.cancelled() and claiming.exception() is None:
-            self._database.spawn(self._let_go(claiming.result()))
+            self.database.spawn(self._let_go(claiming.result()))
 
     async def _let_go(self, claim: SqlClaim) -> None:
         try:
@@ -249,7 +249,7 @@ class SqlLog:
             try:
                 await self._write(partial(transactions.beat, owner=self._owner, seconds=self._lease, mark=self._mark))
             except StoreUnavailable as error:  # until it can be, others may take this process for dead; the epoch keeps them apart
-                logger.warning("a lease could not be renewed", extra={"log": self._database.shown, "error": str(error)})
+                logger.warning("a lease could not be renewed", extra={"log": self.database.shown, "error": str(error)})
 
     def _rest(self) -> bool:
         """Stop renewing the lease, unless runs are driven; say whether it stopped."""
@@ -281,7 +281,7 @@ class SqlLog:
 
     def _there(self, key: RunKey, found: "tuple[Head, list[Stored]] | None") -> tuple[Head, list[Stored]]:
         if found is None:
-            raise RunNotFound(f"run {run_name(key)} was not found in {self._database.shown}")
+            raise RunNotFound(f"run {run_name(key)} was not found in {self.database.shown}")
         return found
 
     def _decoded(self, head: Head, stored: Sequence[Stored], last: int | None = None) -> list[Row]:
@@ -290,11 +290,11 @@ class SqlLog:
         Raises: CorruptCheckpoint, UnknownFormat.
         """
         if last is not None and [one.number for one in stored] != list(range(head.batches - last + 1, head.batches + 1)):
-            place = f"{self._database.shown}, run {run_name(head.key)}"
+            place = f"{self.database.shown}, run {run_name(head.key)}"
             raise CorruptCheckpoint(f"batches are missing in {place}; restore the database from a copy", file=place, offset=0)
         rows: list[Row] = []
         for number, epoch, data in stored:
-            place = f"{self._database.shown}, batch {number} of run {run_name(head.key)}"
+            place = f"{self.database.shown}, batch {number} of run {run_name(head.key)}"
             found = batch_rows(data, epoch, number, place)
             if found is None:
                 raise CorruptCheckpoint(f"{place} is damaged; restore the database from a copy", file=place, offset=0)
@@ -303,34 +303,34 @@ class SqlLog:
 
     async def _read(self, work: Callable[[Connection], T]) -> T | None:
         """Read in one transaction; None where there is no log yet, which a look does not make."""
-        if self._database.path is not None and not self._database.path.exists():
+        if self.database.path is not None and not self.database.path.exists():
             self._made = False
             return None
         return await self._do(partial(_run, self._look(work)), reading=True)
 
     def _look(self, work: Callable[[Connection], T]) -> Callable[[Connection], T | None]:
         def look(connection: Connection) -> T | None:
-            self._made = self._made or tables.found(connection, self._database.shown)
+            self._made = self._made or tables.found(connection, self.database.shown)
             return work(connection) if self._made else None
 
         return look
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         """Change something in one transaction that may be repeated, for which the tables are made."""
-        if not self._made or (self._database.path is not None and not self._database.path.exists()):
-            await self._do(partial(_run, partial(tables.make, place=self._database.shown)), repeatable=True)
+        if not self._made or (self.database.path is not None and not self.database.path.exists()):
+            await self._do(partial(_run, partial(tables.make, place=self.database.shown)), repeatable=True)
             self._made = True
         return await self._do(partial(_run, work), repeatable=True)
 
     async def _do(self, work: Callable[[Any], Any], **how: bool) -> Any:
         try:
-            return await self._database.do(work, **how)
+            return await self.database.do(work, **how)
         except SQLAlchemyError as error:
             raise self._explained(error) from error
 
     def _explained(self, error: SQLAlchemyError) -> StoreUnavailable:
         self._made = False  # what is said may be that the tables are gone
-        return StoreUnavailable(f"{self._database.shown} cannot be used: {first_line(error)}; see to the database, then try again")
+        return StoreUnavailable(f"{self.database.shown} cannot be used: {first_line(error)}; see to the database, then try again")
 
 
 async def _run(work: Callable[[Connection], T], connection: Any) -> T:
