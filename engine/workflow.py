@@ -87,8 +87,8 @@ class Workflow(Composite):
         """Name a workflow.
 
         Args:
-            storage: Where runs are recorded: a folder, `file://...`, `memory://`, a `Log`. None: `./.gecko` for runs with a session,
-                nothing else.
+            storage: Where runs are recorded: a folder, `sqlite:///...`, `postgresql://...`, `memory://`, a `Log`. None: `./.gecko` for runs
+                with a session, nothing else.
             max_steps: How many openings by jumps and back edges a run may have.
             max_history_retention: How many entries `ctx.history` shows; None: all.
             max_concurrency: How many steps of a run at once.

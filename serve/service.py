@@ -20,6 +20,7 @@ from engine.checkpoint.table import error_text
 from engine.core.events import Event
 from engine.core.graph import Node, Problem
 from engine.core.ids import check_name, make_run_id
+from engine.core.places import shown
 from engine.core.plan import Plan
 from engine.core.policy import Policy, check_limit
 from engine.core.registry import unknown
@@ -80,10 +81,10 @@ def open_engine(place: Place | None, *, executor: str | None = None) -> Engine:
 
 
 def url_of(place: Place) -> str:
-    """Return a place as a URL."""
+    """Return a place as a URL for people."""
     log = open_engine(place).log
     assert log is not None
-    return log.url
+    return shown(log.url)
 
 
 def load(target: str) -> Workflow:

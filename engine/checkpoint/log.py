@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from engine.checkpoint.batch import FINAL, RELEASING, BatchFormat, Record, Tail
+from engine.checkpoint.intake import Commit
 from engine.checkpoint.journal import Claimed, Held, View, claim, delete, perform, sweep, view, view_more
-from engine.checkpoint.writer import Commit, OpenClaim, Writer, WritingPlace
+from engine.checkpoint.writer import OpenClaim, Writer, WritingPlace
 from engine.errors import CheckpointError, GeckoError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Owner, Row, RunKey, RunSummary
 
@@ -74,7 +75,7 @@ class SegmentLog:
         self._driven: dict[RunKey, OpenClaim] = {}
         self._claiming: set[RunKey] = set()
         self._beats: threading.Thread | None = None
-        _LOGS.add(self)
+        keep(self)
 
     async def claim(self, key: RunKey, *, takeover: bool = False, wait: float = 0.0) -> Claim:
         loop = asyncio.get_running_loop()
@@ -157,9 +158,9 @@ class SegmentLog:
         with self._lock:
             held = self._driven.get(key)
             if held is not None and held.driving and not takeover:
-                raise _busy(key, held.held.record)
+                raise busy(key, held.held.record.owner, held.held.record.since)
             if key in self._claiming:
-                raise RunBusy(f"run {_name(key)} is being claimed in this process now; wait for it")
+                raise RunBusy(f"run {run_name(key)} is being claimed in this process now; wait for it")
             self._claiming.add(key)
             self._medium.enter()
         place = self._medium.place(key)
@@ -175,7 +176,7 @@ class SegmentLog:
             with self._lock:
                 self._claiming.discard(key)
         if former is not None:
-            self._writer.end(former, LeaseLost(f"run {_name(key)} was claimed again in this process; stop"))
+            self._writer.end(former, LeaseLost(f"run {run_name(key)} was claimed again in this process; stop"))
             self._writer.ask(lambda: self._writer.release(former))
         return opened
 
@@ -191,15 +192,15 @@ class SegmentLog:
             if seen.provisional:
                 seen = perform(view(form, sync=False, provisional=True), place) or seen
             if seen.record is not None and not takeover and self._drives(key, seen):
-                raise _busy(key, seen.record)
+                raise busy(key, seen.record.owner, seen.record.since)
             claimed = perform(claim(form, self._medium.owner, since=time.time()), place)
             if claimed is not None:
                 for epoch, end in _cut_now(claimed):
                     where = {"file": place.path(epoch), "offset": end, "epoch": epoch}
-                    logger.warning("a torn end of a log was cut", extra={"run": _name(key), **where})
+                    logger.warning("a torn end of a log was cut", extra={"run": run_name(key), **where})
                 return claimed
             patience = time.monotonic() + _CLAIM_TIME
-        raise RunBusy(f"run {_name(key)} is claimed by others again and again; try later")
+        raise RunBusy(f"run {run_name(key)} is claimed by others again and again; try later")
 
     def _drives(self, key: RunKey, seen: View) -> bool:
         """Whether the owner of what was seen lives and drives the run."""
@@ -257,9 +258,9 @@ class SegmentLog:
                 break
             time.sleep(0.005)
         if seen.record is None or seen.record.deleted:
-            raise RunNotFound(f"run {_name(key)} was not found in {self.url}")
+            raise RunNotFound(f"run {run_name(key)} was not found in {self.url}")
         if seen.provisional:
-            logger.warning("a claim of a run was begun and not ended; what was read is provisional", extra={"run": _name(key)})
+            logger.warning("a claim of a run was begun and not ended; what was read is provisional", extra={"run": run_name(key)})
         return seen
 
     def fetch(self, key: RunKey, seqs: Sequence[int]) -> Mapping[int, Row]:
@@ -324,10 +325,10 @@ class SegmentLog:
             place, form = opened.place, BatchFormat(key)
             deleted = perform(delete(form, self._medium.owner, since=time.time()), place)
             if deleted is None:
-                raise RunBusy(f"run {_name(key)} was claimed by another owner while it was to be deleted; try again")
+                raise RunBusy(f"run {run_name(key)} was claimed by another owner while it was to be deleted; try again")
             place.cut(deleted.record.epoch, deleted.seal.end)
         finally:
-            self._writer.end(opened, LeaseLost(f"run {_name(key)} was deleted"))
+            self._writer.end(opened, LeaseLost(f"run {run_name(key)} was deleted"))
             self._abandon(opened)
 
     def _prune(self, older_than: float) -> int:
@@ -343,7 +344,7 @@ class SegmentLog:
                     self._delete(key)
                     removed += 1
                 except (RunBusy, RunNotFound, CheckpointError) as error:
-                    logger.warning("a run was not pruned", extra={"run": _name(key), "error": str(error)})
+                    logger.warning("a run was not pruned", extra={"run": run_name(key), "error": str(error)})
         self._medium.prune_owners()
         return removed
 
@@ -370,8 +371,20 @@ def _warn(place: str, error: GeckoError) -> None:
     logger.warning("a run is left out of the list", extra={"file": place, "error": str(error)})
 
 
-_LOGS: "weakref.WeakSet[SegmentLog]" = weakref.WeakSet()
+class _Kept(Protocol):
+    """A log that has to know when its process is forked, and when it ends."""
+
+    def after_fork(self, owner: Owner) -> None: ...
+    def finish(self, timeout: float) -> None: ...
+
+
+_LOGS: "weakref.WeakSet[_Kept]" = weakref.WeakSet()
 _OWNER: list[Owner] = []
+
+
+def keep(log: _Kept) -> None:
+    """Tell a log when its process is forked, and when it ends, for as long as anybody holds it."""
+    _LOGS.add(log)
 
 
 def process_owner() -> Owner:
@@ -412,15 +425,16 @@ def _cut_now(claimed: Claimed) -> Iterator[tuple[int, int]]:
             return
 
 
-def _name(key: RunKey) -> str:
+def run_name(key: RunKey) -> str:
+    """A run's id, quoted."""
     return repr(".".join(map(str, key)))
 
 
-def _busy(key: RunKey, record: Record) -> RunBusy:
-    owner = record.owner
-    since = datetime.fromtimestamp(record.since, UTC)
+def busy(key: RunKey, owner: Owner, begun: float) -> RunBusy:
+    """Return the refusal of a run that another drives."""
+    since = datetime.fromtimestamp(begun, UTC)
     text = (
-        f"run {_name(key)} is driven by process {owner.pid} on {owner.host} since {since:%Y-%m-%d %H:%M:%S} UTC: wait for it, stop it, "
+        f"run {run_name(key)} is driven by process {owner.pid} on {owner.host} since {since:%Y-%m-%d %H:%M:%S} UTC: wait for it, stop it, "
         "or resume with takeover=True"
     )
     return RunBusy(text, host=owner.host, pid=owner.pid, since=since)

@@ -225,7 +225,7 @@ class FileMedium:
         self._lease: float | None = None
         self._durable: set[Path] = set()
         if not trust:
-            _refuse_remote(self.root)
+            refuse_remote(self.root)
 
     def enter(self) -> None:
         """Be seen to live from now on."""
@@ -378,7 +378,7 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
 
 
-def _refuse_remote(root: Path, mounts: str = "/proc/self/mounts") -> None:
+def refuse_remote(root: Path, mounts: str = "/proc/self/mounts") -> None:
     """Refuse a file system whose answers to `stat` may be old: a look there would be blind.
 
     Raises: ConfigurationError.
