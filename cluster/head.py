@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from cluster.head_record import MARK, NAME, Head, Options, alone, file_of, find_head, without_password, write_head, write_private
+from cluster.head_record import LAUNCHED, MARK, NAME, Head, Options, alone, file_of, find_head, without_password, write_head, write_private
 from cluster.processes import Process, belonging, boot, end
 from engine.errors import ClusterUnavailable, ConfigurationError, WrongState
 
@@ -59,10 +59,13 @@ GRACE = 8.0
 """Seconds that nodes have to end their workers in before they are killed."""
 _SHORT = 1.0
 """The same of what is left then, which has nothing to bring to an end; Ray's monitor and GCS never end by themselves."""
+_REDIS_ANSWERS = 5.0
 _ROOM = 256 << 20
 _LONGEST_FOLDER = 30
 """Characters: a socket's path below it has about 70 more, and may have 107 in all."""
 _ROUNDS = 5
+_FRAME = re.compile(r"\(\+0x|\+0x[0-9a-f]+\)")
+"""A line of a stack trace in C, of which Ray writes pages."""
 _NOTHING_SAID = Options()
 
 
@@ -163,7 +166,7 @@ def _compare(head: Head, options: Options) -> None:
     for name, value in asdict(options).items():
         if value is not None and value != had[name]:
             flag = f"--{name.replace('_', '-')}"
-            told = f"runs with {flag} {without_password(had[name])}" if had[name] is not None else f"was started without {flag}"
+            told = f"runs with {flag} {without_password(str(had[name]))}" if had[name] is not None else f"was started without {flag}"
             raise WrongState(
                 f"the cluster {head.name!r} {told}, so that {flag} {without_password(str(value))} cannot hold: "
                 "end it first with `gecko down`, or give another --name"
@@ -181,9 +184,11 @@ def _start(name: str, options: Options, former: Head | None) -> Head:
         head = replace(head, processes=tuple(_processes(head)))
         if head.stale:
             raise ClusterUnavailable(f"the head {name!r} ended as soon as it had started; its logs are in {head.folder}")
-    except BaseException:
+    except BaseException as error:
         _end(head, 0)
         _give_up(head, former)
+        if former is not None and isinstance(error, ClusterUnavailable):
+            error.add_note("if what the former head kept is the cause, `gecko down` removes it")
         raise
     write_head(head)
     return head
@@ -212,6 +217,8 @@ def _describe(name: str, options: Options, former: Head | None) -> Head:
     free = shutil.disk_usage(root).free
     if free < _ROOM:
         raise ClusterUnavailable(f"{root} has {free >> 20} MiB left, which is too little for a head: make room, or set TMPDIR")
+    if options.redis:
+        _reach(options.redis)
     token = file_of(name, "token")
     if not token.exists():
         write_private(token, secrets.token_hex(32).encode())
@@ -276,6 +283,14 @@ def _redis_of(url: str) -> tuple[str, int, bool]:
     return host, port, parts.scheme == "rediss"
 
 
+def _reach(redis: str) -> None:
+    host, port, _ = _redis_of(redis)
+    try:
+        socket.create_connection((host, port), timeout=_REDIS_ANSWERS).close()
+    except OSError as error:
+        raise ClusterUnavailable(f"the Redis {without_password(redis)!r} cannot be reached: {error.strerror or error}") from error
+
+
 def _ray(head: Head, words: Sequence[str]) -> int:
     """Have Ray start something of a head; returns the session of its processes.
 
@@ -303,7 +318,8 @@ def _ray(head: Head, words: Sequence[str]) -> int:
 
 def _last_lines(file: Path, count: int = 6) -> str:
     lines = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")).splitlines()
-    return " | ".join([line.strip() for line in lines if line.strip()][-count:]) or "it said nothing"
+    told = [line.strip() for line in lines if line.strip() and not _FRAME.search(line)]
+    return " | ".join(told[-count:]) or "it said nothing"
 
 
 def _processes(head: Head) -> list[Process]:
@@ -351,3 +367,21 @@ def _forget_kept(head: Head) -> None:
         failed = True
     if failed:
         logger.warning("what the cluster %r kept under %r could not be removed from its Redis", head.name, head.kept)
+
+
+def launch(verb: Literal["up", "down"], file: Path) -> None:
+    """Have Ray's own launcher start or end the cluster of a `cluster.yaml`; what it says goes to standard error.
+
+    Raises: ClusterUnavailable where it does not; ConfigurationError for a file that is not there.
+    """
+    if not file.is_file():
+        raise ConfigurationError(f"{str(file)!r} is no file: name a cluster.yaml as Ray's launcher takes it", where="--cluster")
+    token = file_of(LAUNCHED, "token")
+    if verb == "up" and not token.exists():
+        write_private(token, secrets.token_hex(32).encode())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS_TO_SAY)}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    command = [sys.executable, "-m", "ray.scripts.scripts", verb, "-y", str(file.absolute())]
+    done = subprocess.run(command, cwd=file.absolute().parent, env=environment, stdout=2, check=False)
+    if done.returncode:
+        raise ClusterUnavailable(f"`ray {verb} {file}` ended with {done.returncode}; what it said stands above")

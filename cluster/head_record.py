@@ -20,6 +20,8 @@ from engine.errors import ClusterUnavailable, ConfigurationError
 
 NAME = "local"
 """The name of a cluster that was given none."""
+LAUNCHED = "launched"
+"""The name under which the token of clusters from a `cluster.yaml` lies, which copies it from here to their machines."""
 MARK = "GECKO_HEAD"
 """The variable that every process of a head has in its environment, with the head's folder."""
 _ESSENTIAL = ("gcs_server", "raylet")
