@@ -160,12 +160,12 @@ class Cluster:
 
     async def recover_stale(self) -> int:
         """Have runs whose owner is gone taken over now; returns how many were."""
-        answers = [await self._once(name, "recover_stale") for name in await self._coordinators()]
+        answers = [await self._repeat(name, "recover_stale") for name in await self._coordinators()]
         return sum(_told(*answer) for answer in answers)
 
     async def statistics(self) -> dict[str, dict[str, Any]]:
         """Return what each coordinator has under way and waiting, by its name."""
-        return {name: await self._once(name, "figures") for name in await self._coordinators()}
+        return {name: await self._repeat(name, "figures") for name in await self._coordinators()}
 
     # Calls.
 
@@ -244,7 +244,8 @@ class Cluster:
             self._here = remote_fleet.node() if self.storage.startswith("file:") else None
             if self._environment is None:
                 self._environment = remote_fleet.environment()
-            self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}-"
+            where = "" if self._here is None else f"@{self._here[:12]}"
+            self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}{where}-"
         found = remote_fleet.find(self._prefix)
         if not found:
             for i in range(self._count):
