@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine.checkpoint.writer as writing
+from engine.checkpoint import intake, writer
 from engine.runtime.ledger import Ledger
 from engine.store.files import FilePlace
 
@@ -61,11 +61,11 @@ def noted() -> Iterator[Marks]:
     put(Ledger, "commit", committing)
     around(Ledger, "tell", before="told", when=lambda _, kind, *rest: kind == "step_succeeded")
     around(Ledger, "_hand_over", before="handed")
-    around(writing.Writer, "_commit", before="taken")
+    around(writer.Writer, "_commit", before="taken")
     around(FilePlace, "write", before="write", after="written")
     around(FilePlace, "sync", after="synced")
-    around(writing, "_resolve", before="answered")
-    around(writing, "_settle", before="settled")
+    around(intake, "_resolve", before="answered")
+    around(intake, "_answer", before="settled")
     try:
         yield marks
     finally:

@@ -14,6 +14,7 @@ from typing import Any
 from cluster.attend import LEFT_AT_ONCE, Interrupted
 from cluster.notices import failure_text, one_line, say
 from engine.checkpoint.table import is_json, json_text
+from engine.core.places import shown
 from engine.engine import Engine
 from engine.errors import (
     CheckpointError,
@@ -79,8 +80,8 @@ def layers_of(flow: Workflow) -> list[list[str]]:
 
 
 def command_text(*words: str, **options: str | None) -> str:
-    """Return a command as it is typed, with those of its options that are not None."""
-    return shlex.join([*words, *(word for name, value in options.items() if value is not None for word in (f"--{name}", value))])
+    """Return a command as it is typed, with those of its options that are not None; a password is left to whoever types it."""
+    return shlex.join([*words, *(word for name, value in options.items() if value is not None for word in (f"--{name}", shown(value)))])
 
 
 class Told:
@@ -97,7 +98,7 @@ class Told:
         """Say which run it is and where it is recorded."""
         self._begun = True
         log = self._engine.log
-        say(f"run {handle.run_id}, {'recorded nowhere' if log is None else f'recorded in {log.url}'}{fleeting(self._engine)}")
+        say(f"run {handle.run_id}, {'recorded nowhere' if log is None else f'recorded in {shown(log.url)}'}{fleeting(self._engine)}")
 
     async def await_owner(self, workflow: str, session: str | None, n: int | None = None) -> None:
         """Say at once that another process drives the run that is to be begun, since the claim waits for that one to end.

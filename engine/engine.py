@@ -15,6 +15,7 @@ from engine.checkpoint.codec import encode
 from engine.checkpoint.record import Recorded, event_of
 from engine.core.events import Event, check_seq
 from engine.core.ids import check_name, make_run_id
+from engine.core.places import shown
 from engine.core.policy import check_limit
 from engine.core.registry import unknown
 from engine.core.run import FINAL, Run, Status
@@ -62,9 +63,10 @@ class Engine:
         """Open a storage.
 
         Args:
-            storage: A folder, `file://...`, `memory://`, a `Log`, or False: nothing is recorded. None: where the workflow says; where it
-                says nothing, `./.gecko` for runs with a session and for looking at runs. `memory://` is the memory of the process that
-                drives a run: of one on Ray it is the coordinator's, and the run's handle alone shows what is in it.
+            storage: A folder, `file://...`, `sqlite:///...`, `postgresql://...`, `memory://`, a `Log`, or False: nothing is recorded. None:
+                where the workflow says; where it says nothing, `./.gecko` for runs with a session and for looking at runs. `memory://`
+                is the memory of the process that drives a run: of one on Ray it is the coordinator's, and the run's handle alone shows
+                what is in it.
             executor: `inline`, `ray`, or None: Ray where this process is connected to one and the storage is not its memory.
         """
         self._executor = known_executor(executor, "executor")
@@ -145,7 +147,7 @@ class Engine:
             _note_default_place(self.log)
         if self._executor == "ray" and _is_memory(self.log):
             text = "runs on Ray that are recorded in memory are in that of their coordinator, which nobody can look into from here: "
-            raise ConfigurationError(text + "look at a run by its handle, or name a folder as the storage", where=self.log.url)
+            raise ConfigurationError(text + "look at a run by its handle, or name a folder as the storage", where=shown(self.log.url))
         return self.log
 
     def _log_of(self, flow: "Workflow", *, named: bool) -> Log | None:
@@ -290,7 +292,7 @@ async def _find(log: Log, run: str, workflow: str | None = None) -> RunKey:
     if fitting or by_session:
         some = ", ".join(repr(make_run_id(*k)) for k in (by_session or fitting)[:5])
         raise RunNotFound(f"run {run!r} not found: it could be any of {some}; say which")
-    place = f"{log.url}, this process's own memory, where no run on Ray is" if _is_memory(log) else log.url
+    place = f"{log.url}, this process's own memory, where no run on Ray is" if _is_memory(log) else shown(log.url)
     if not ids and workflow is not None:
         text = f"run {run!r} not found: no run of workflow {workflow!r} is recorded in {place}; "
         raise RunNotFound(text + "a run is recorded where it has a session_id, or its workflow a storage")
@@ -335,7 +337,7 @@ def _note_default_place(log: Log) -> None:
     """Say once where runs are recorded when nobody said where."""
     if log.url not in _noted:
         _noted.add(log.url)
-        logger.info("Runs are recorded in %s", log.url)
+        logger.info("Runs are recorded in %s", shown(log.url))
 
 
 def _cluster_says(question: str) -> bool:

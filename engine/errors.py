@@ -11,10 +11,11 @@
     │  ├─ StepFailed  ├─ StepTimedOut  ├─ RunTimedOut  ├─ RunCancelled  ├─ RunPaused
     │  ├─ MemberFailed  ├─ TeamTimedOut (both RuntimeErrors)
     │  ├─ StepLimitReached  ├─ StateConflict  ├─ NotStorable (a TypeError)  └─ InDoubt
-    ├─ RunNotFound (a ValueError)   RunBusy   SessionInUse   WrongState
+    ├─ RunNotFound (a ValueError)   RunBusy   SessionInUse
+    ├─ WrongState             └─ NeedsCode
     ├─ CheckpointError        ├─ CorruptCheckpoint  └─ UnknownFormat
     ├─ Unavailable            the world's fault; `retryable`
-    │  ├─ StoreUnavailable  ├─ ClusterUnavailable
+    │  ├─ StoreUnavailable  ├─ ClusterUnavailable  ├─ QueueFull (carries `retry_after`)
     │  └─ WorkerLost          └─ OutOfMemory
     └─ LeaseLost              stop now: another owner drives this run
 
@@ -176,6 +177,10 @@ class WrongState(GeckoError):
     """The run is not in a state that allows this."""
 
 
+class NeedsCode(WrongState):
+    """The code of a run cannot be found again from here; resume the run with its workflow."""
+
+
 class CheckpointError(GeckoError):
     """The log of a run cannot be used."""
 
@@ -203,6 +208,13 @@ class StoreUnavailable(Unavailable):
 
 class ClusterUnavailable(Unavailable):
     """The Ray cluster cannot be reached, or keeps no process of ours."""
+
+
+class QueueFull(Unavailable):
+    """So many runs wait already that no other is taken."""
+
+    retry_after: float = 1.0
+    """Seconds after which to ask again is worth while."""
 
 
 class WorkerLost(Unavailable):

@@ -143,6 +143,15 @@ class Log(Protocol):
         """Remove a run by name: claim it, remove its data, leave a tombstone. Raises: RunBusy, RunNotFound."""
         ...
 
+    def keep_lease(self, seconds: float) -> None:
+        """Let this process, as an owner of runs, be believed to live only while it says so again within so many seconds.
+
+        It is said by a thread of the log, so an owner that is stopped, frozen or cut off loses its runs to whoever claims them after that
+        time; the epoch keeps it from committing when it wakes. Called once, before the first claim; where owners have leases in any case
+        it changes nothing.
+        """
+        ...
+
     async def prune(self, *, older_than: float) -> int:
         """Remove finished runs untouched for that many seconds, old tombstones and dead owners' files; how many runs."""
         ...

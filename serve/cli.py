@@ -1,4 +1,5 @@
-"""The command `gecko`: its commands about workflows, and how errors look. `gecko runs` is in serve/cli_runs.py.
+"""The command `gecko`: its commands about workflows, and how errors look. `gecko runs` is in serve/cli_runs.py, the commands about
+clusters in serve/cli_cluster.py.
 
 Exit statuses are those of cluster/command.py. The result alone goes to standard output; an error is one line on standard error that says
 what to do.
@@ -24,7 +25,9 @@ from engine.handle import RunHandle
 from engine.observe.progress import counted
 from engine.workflow import Workflow
 from serve import service
+from serve.cli_cluster import down, status, up
 from serve.cli_runs import runs
+from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
 from serve.project import make_project
@@ -43,6 +46,8 @@ _MOST_MEMBERS = 8
 
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
+for command_of_clusters in (submit, up, down, status):
+    app.command()(command_of_clusters)
 
 
 @app.callback(invoke_without_command=True)

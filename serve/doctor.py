@@ -13,10 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
+from urllib.parse import unquote
 
 from engine import __version__
+from engine.core.places import shown
 from engine.errors import GeckoError
+from engine.ports import Log
 from engine.store import index, open_log, open_records
 from engine.store.index import Rebuilt
 from serve.origin import hidden_here, shadows
@@ -89,12 +92,16 @@ def _packages() -> Check:
 
 def _storage(storage: str) -> Check:
     try:
-        url = open_log(storage).url
+        log = open_log(storage)
+        if log.url.startswith("postgresql:"):
+            version, took = asyncio.run(_try_server(log))
+            return Check("storage", True, f"{shown(log.url)}, PostgreSQL {version}, an answer takes {took * 1000:.2f} ms")
     except GeckoError as error:
         return Check("storage", False, str(error))
-    if not url.startswith("file:"):
+    url = shown(log.url)
+    if url.startswith("memory:"):
         return Check("storage", True, url)
-    root = Path(url.removeprefix("file://"))
+    root = Path(unquote(url.partition("://")[2].partition("?")[0]))
     above = next(path for path in (root, *root.parents) if path.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".gecko-doctor-", dir=above) as folder:
@@ -110,6 +117,22 @@ def _storage(storage: str) -> Check:
     return Check(
         "storage", True, text + ("; syncs are slow here, a run of many layers is faster on a local disk" if took > _SLOW_SYNC else "")
     )
+
+
+async def _try_server(log: Log) -> tuple[str, float]:
+    """Ask a database for its version; returns the seconds of an answer too. Raises: StoreUnavailable."""
+    from sqlalchemy import text
+
+    from engine.store.sql import SqlLog
+
+    database = cast(SqlLog, log).database
+    try:
+        version = await database.do(lambda connection: connection.scalar(text("SHOW server_version")), reading=True)
+        begun = time.perf_counter()
+        await database.do(lambda connection: connection.scalar(text("SELECT 1")), reading=True)
+        return str(version), time.perf_counter() - begun
+    finally:
+        await database.close()
 
 
 def _try_folder(folder: Path) -> float:
@@ -151,7 +174,9 @@ class Cluster(NamedTuple):
 _LOOK = """
 import json, os
 from cluster.remote_head import find_cluster, meet
+from engine.core.places import shown
 from engine.errors import GeckoError
+from engine.ports import Log
 address, problem = find_cluster(), None
 try:
     meet(address)

@@ -20,6 +20,7 @@ from engine.checkpoint.table import error_text
 from engine.core.events import Event
 from engine.core.graph import Node, Problem
 from engine.core.ids import check_name, make_run_id
+from engine.core.places import shown
 from engine.core.plan import Plan
 from engine.core.policy import Policy, check_limit
 from engine.core.registry import unknown
@@ -38,6 +39,9 @@ from serve.report import StepReport, raised_at, steps_of
 
 STATUSES = (*(s.value for s in Status), "interrupted")
 """What a run may be listed as: its status, or `interrupted` for one that is recorded as running and that nobody drives."""
+
+ENDED = ("paused", "completed", "failed", "cancelled", "timed_out")
+"""Statuses in which nobody drives a run."""
 
 MOST_NAMES = 6
 """Of so many members of a team the name is said."""
@@ -77,10 +81,10 @@ def open_engine(place: Place | None, *, executor: str | None = None) -> Engine:
 
 
 def url_of(place: Place) -> str:
-    """Return a place as a URL."""
+    """Return a place as a URL for people."""
     log = open_engine(place).log
     assert log is not None
-    return log.url
+    return shown(log.url)
 
 
 def load(target: str) -> Workflow:

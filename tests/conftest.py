@@ -3,6 +3,7 @@
 Tests marked `ray` run last, in one cluster that starts when the first of them asks for it.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -11,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(("GECKO_", "RAY_")) and name != REQUIRE:  # which the processes of pytest-xdist inherit
             patch.delenv(name)
+    patch.setenv("GECKO_HOME", f"{os.devnull}/gecko")  # no head that a developer has up is met
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -129,6 +132,26 @@ def service() -> Callable[[str], str]:
         return f"127.0.0.1:{port}"
 
     return address
+
+
+@pytest.fixture
+def postgres(service: Callable[[str], str]) -> Iterator[str]:
+    """Give the URL of a PostgreSQL schema of the test's own, which is removed with all that is in it."""
+    import asyncpg
+
+    url, schema = f"postgresql://postgres@{service('postgres')}/postgres", f"test_{secrets.token_hex(8)}"
+
+    async def say(statement: str) -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:  # the loop of an async test runs in this thread already
+        thread.submit(asyncio.run, say(f"CREATE SCHEMA {schema}")).result()
+        yield f"{url}?search_path={schema}"
+        thread.submit(asyncio.run, say(f"DROP SCHEMA {schema} CASCADE")).result()
 
 
 @pytest.fixture(scope="session")

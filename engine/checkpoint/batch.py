@@ -208,6 +208,16 @@ class BatchFormat:
         return record, tail, False
 
 
+def batch_rows(data: bytes, epoch: int, at: int, place: str) -> list[Row] | None:
+    """Return the rows of one batch that was made to lie at `at`, not at the begin; None where it is not whole.
+
+    Raises: UnknownFormat for a batch of a newer format.
+    """
+    if not data or _whole(data, 0, epoch, place, begin=at) != len(data):
+        return None
+    return message_rows(data, 0)
+
+
 def _extend(tail: Tail, rows: Sequence[Row]) -> Tail:
     if not rows:
         return tail

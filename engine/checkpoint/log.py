@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from engine.checkpoint.batch import FINAL, RELEASING, BatchFormat, Record, Tail
+from engine.checkpoint.intake import Commit
 from engine.checkpoint.journal import Claimed, Held, View, claim, delete, perform, sweep, view, view_more
-from engine.checkpoint.writer import Commit, OpenClaim, Writer, WritingPlace
+from engine.checkpoint.writer import OpenClaim, Writer, WritingPlace
 from engine.errors import CheckpointError, GeckoError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Owner, Row, RunKey, RunSummary
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 _LOOK_AGAIN, _FOLLOW_AGAIN = 0.05, 0.05
 #: Seconds that a claim without a record is given to write it, by another claimer and by a reader.
 _CLAIM_TIME, _READ_TIME = 0.25, 1.0
+#: So often in the time of a lease its owner says that it lives.
+BEATS = 4
 #: Seconds that the end of a process waits for the last commits.
 _EXIT_TIME = 2.0
 
@@ -53,6 +56,8 @@ class Medium(Protocol):
     def enter(self) -> None: ...
     def leave(self) -> None: ...
     def lives(self, owner: Owner) -> bool: ...
+    def lease(self, seconds: float) -> None: ...
+    def beat(self) -> None: ...
     def prune_owners(self) -> None: ...
     def place(self, key: RunKey) -> MediumPlace: ...
     def places(self, workflow: str | None, session: str | None) -> Iterator[tuple[RunKey | None, MediumPlace]]: ...
@@ -69,7 +74,8 @@ class SegmentLog:
         self._lock = threading.Lock()
         self._driven: dict[RunKey, OpenClaim] = {}
         self._claiming: set[RunKey] = set()
-        _LOGS.add(self)
+        self._beats: threading.Thread | None = None
+        keep(self)
 
     async def claim(self, key: RunKey, *, takeover: bool = False, wait: float = 0.0) -> Claim:
         loop = asyncio.get_running_loop()
@@ -119,6 +125,17 @@ class SegmentLog:
     async def prune(self, *, older_than: float) -> int:
         return await _in_thread(self._prune, older_than)
 
+    def keep_lease(self, seconds: float) -> None:
+        self._medium.lease(seconds)
+        if self._beats is None:
+            self._beats = threading.Thread(target=_beat, args=(weakref.ref(self), seconds / BEATS), name="gecko-lease", daemon=True)
+            self._beats.start()
+
+    def beat(self) -> None:
+        """Say that this process lives."""
+        with self._lock:
+            self._medium.beat()
+
     async def close(self) -> None:
         await _in_thread(self._close)
 
@@ -127,6 +144,7 @@ class SegmentLog:
         for held in self._driven.values():
             held.ended = LeaseLost("the claim belongs to the process that this one was forked from; claim the run here")
         self._lock, self._driven, self._claiming = threading.Lock(), {}, set()
+        self._beats = None
         self._writer.after_fork()
         self._medium.after_fork(owner)
 
@@ -140,9 +158,9 @@ class SegmentLog:
         with self._lock:
             held = self._driven.get(key)
             if held is not None and held.driving and not takeover:
-                raise _busy(key, held.held.record)
+                raise busy(key, held.held.record.owner, held.held.record.since)
             if key in self._claiming:
-                raise RunBusy(f"run {_name(key)} is being claimed in this process now; wait for it")
+                raise RunBusy(f"run {run_name(key)} is being claimed in this process now; wait for it")
             self._claiming.add(key)
             self._medium.enter()
         place = self._medium.place(key)
@@ -158,7 +176,7 @@ class SegmentLog:
             with self._lock:
                 self._claiming.discard(key)
         if former is not None:
-            self._writer.end(former, LeaseLost(f"run {_name(key)} was claimed again in this process; stop"))
+            self._writer.end(former, LeaseLost(f"run {run_name(key)} was claimed again in this process; stop"))
             self._writer.ask(lambda: self._writer.release(former))
         return opened
 
@@ -174,15 +192,15 @@ class SegmentLog:
             if seen.provisional:
                 seen = perform(view(form, sync=False, provisional=True), place) or seen
             if seen.record is not None and not takeover and self._drives(key, seen):
-                raise _busy(key, seen.record)
+                raise busy(key, seen.record.owner, seen.record.since)
             claimed = perform(claim(form, self._medium.owner, since=time.time()), place)
             if claimed is not None:
                 for epoch, end in _cut_now(claimed):
                     where = {"file": place.path(epoch), "offset": end, "epoch": epoch}
-                    logger.warning("a torn end of a log was cut", extra={"run": _name(key), **where})
+                    logger.warning("a torn end of a log was cut", extra={"run": run_name(key), **where})
                 return claimed
             patience = time.monotonic() + _CLAIM_TIME
-        raise RunBusy(f"run {_name(key)} is claimed by others again and again; try later")
+        raise RunBusy(f"run {run_name(key)} is claimed by others again and again; try later")
 
     def _drives(self, key: RunKey, seen: View) -> bool:
         """Whether the owner of what was seen lives and drives the run."""
@@ -240,9 +258,9 @@ class SegmentLog:
                 break
             time.sleep(0.005)
         if seen.record is None or seen.record.deleted:
-            raise RunNotFound(f"run {_name(key)} was not found in {self.url}")
+            raise RunNotFound(f"run {run_name(key)} was not found in {self.url}")
         if seen.provisional:
-            logger.warning("a claim of a run was begun and not ended; what was read is provisional", extra={"run": _name(key)})
+            logger.warning("a claim of a run was begun and not ended; what was read is provisional", extra={"run": run_name(key)})
         return seen
 
     def fetch(self, key: RunKey, seqs: Sequence[int]) -> Mapping[int, Row]:
@@ -307,10 +325,10 @@ class SegmentLog:
             place, form = opened.place, BatchFormat(key)
             deleted = perform(delete(form, self._medium.owner, since=time.time()), place)
             if deleted is None:
-                raise RunBusy(f"run {_name(key)} was claimed by another owner while it was to be deleted; try again")
+                raise RunBusy(f"run {run_name(key)} was claimed by another owner while it was to be deleted; try again")
             place.cut(deleted.record.epoch, deleted.seal.end)
         finally:
-            self._writer.end(opened, LeaseLost(f"run {_name(key)} was deleted"))
+            self._writer.end(opened, LeaseLost(f"run {run_name(key)} was deleted"))
             self._abandon(opened)
 
     def _prune(self, older_than: float) -> int:
@@ -326,7 +344,7 @@ class SegmentLog:
                     self._delete(key)
                     removed += 1
                 except (RunBusy, RunNotFound, CheckpointError) as error:
-                    logger.warning("a run was not pruned", extra={"run": _name(key), "error": str(error)})
+                    logger.warning("a run was not pruned", extra={"run": run_name(key), "error": str(error)})
         self._medium.prune_owners()
         return removed
 
@@ -337,12 +355,36 @@ class SegmentLog:
                 self._medium.leave()
 
 
+def _beat(log: "weakref.ref[SegmentLog]", every: float) -> None:
+    """Say again and again that this process lives, for as long as its log is there."""
+    never = threading.Event()
+    while (kept := log()) is not None:
+        try:
+            kept.beat()
+        except OSError as error:  # the disk is full or gone: so long nobody else can claim a run either
+            logger.warning("A lease could not be kept", extra={"url": kept.url, "error": str(error)})
+        del kept
+        never.wait(every)
+
+
 def _warn(place: str, error: GeckoError) -> None:
     logger.warning("a run is left out of the list", extra={"file": place, "error": str(error)})
 
 
-_LOGS: "weakref.WeakSet[SegmentLog]" = weakref.WeakSet()
+class _Kept(Protocol):
+    """A log that has to know when its process is forked, and when it ends."""
+
+    def after_fork(self, owner: Owner) -> None: ...
+    def finish(self, timeout: float) -> None: ...
+
+
+_LOGS: "weakref.WeakSet[_Kept]" = weakref.WeakSet()
 _OWNER: list[Owner] = []
+
+
+def keep(log: _Kept) -> None:
+    """Tell a log when its process is forked, and when it ends, for as long as anybody holds it."""
+    _LOGS.add(log)
 
 
 def process_owner() -> Owner:
@@ -383,15 +425,16 @@ def _cut_now(claimed: Claimed) -> Iterator[tuple[int, int]]:
             return
 
 
-def _name(key: RunKey) -> str:
+def run_name(key: RunKey) -> str:
+    """A run's id, quoted."""
     return repr(".".join(map(str, key)))
 
 
-def _busy(key: RunKey, record: Record) -> RunBusy:
-    owner = record.owner
-    since = datetime.fromtimestamp(record.since, UTC)
+def busy(key: RunKey, owner: Owner, begun: float) -> RunBusy:
+    """Return the refusal of a run that another drives."""
+    since = datetime.fromtimestamp(begun, UTC)
     text = (
-        f"run {_name(key)} is driven by process {owner.pid} on {owner.host} since {since:%Y-%m-%d %H:%M:%S} UTC: wait for it, stop it, "
+        f"run {run_name(key)} is driven by process {owner.pid} on {owner.host} since {since:%Y-%m-%d %H:%M:%S} UTC: wait for it, stop it, "
         "or resume with takeover=True"
     )
     return RunBusy(text, host=owner.host, pid=owner.pid, since=since)

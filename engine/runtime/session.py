@@ -11,6 +11,7 @@ from engine.checkpoint.codec import Encoded, encode, private, to_data
 from engine.checkpoint.record import Recorded
 from engine.core.context import Scene
 from engine.core.ids import make_run_id
+from engine.core.places import shown
 from engine.core.plan import Plan, definition_hash, find_node, from_data, rewired
 from engine.core.plan import to_data as plan_data
 from engine.core.run import start
@@ -58,6 +59,8 @@ class Request:
     watch: bool = True
     """Whether events are kept for whoever asks later, where there is no log to read them from."""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    submission: dict[str, Any] | None = None
+    """Of a run that belongs to a cluster: what goes on with it has to know. Recorded with its start."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +80,7 @@ async def find_run(log: Log, request: Request) -> RunKey:
         return RunKey(request.workflow, request.session, request.n)
     newest = max((s.key.n for s in await log.scan(workflow=request.workflow, session=request.session)), default=0)
     if request.resume and not newest:
-        raise RunNotFound(f"session {request.session!r} of workflow {request.workflow!r} not found in {log.url}")
+        raise RunNotFound(f"session {request.session!r} of workflow {request.workflow!r} not found in {shown(log.url)}")
     return RunKey(request.workflow, request.session, newest + 1 if request.new else max(newest, 1))
 
 
@@ -158,7 +161,7 @@ async def _check(request: Request, key: RunKey, recorded: Recorded, log: Log) ->
         raise RunCancelled(f"run {run_id!r} was cancelled; pass new=True to run again under its session", run_id=run_id)
     if not recorded:
         if request.resume:
-            raise RunNotFound(f"run {run_id!r} not found in {log.url}: it holds no started run")
+            raise RunNotFound(f"run {run_id!r} not found in {shown(log.url)}: it holds no started run")
         return None
     if request.input is not None and not await _is_input(request.input, recorded):
         text = f"session {key.session!r} of workflow {key.workflow!r} belongs to run {run_id!r} with another input; "
@@ -173,8 +176,8 @@ async def _check(request: Request, key: RunKey, recorded: Recorded, log: Log) ->
     if recorded.hash != definition_hash(request.plan) and not request.accept:
         changed = rewired(from_data(recorded.definition), request.plan)
         if changed:
-            shown = ", ".join(map(repr, changed[:8])) + (", ..." if len(changed) > 8 else "")
-            text = f"run {run_id!r} was recorded with nodes that are gone or rewired now: {shown}; "
+            some = ", ".join(map(repr, changed[:8])) + (", ..." if len(changed) > 8 else "")
+            text = f"run {run_id!r} was recorded with nodes that are gone or rewired now: {some}; "
             raise DefinitionError(text + "resume it with accept=True, or start a new run with new=True", where=changed[0])
     recorded_start = recorded.started.get("start_node")
     if request.start_node is not None and request.start_node != recorded_start:
@@ -199,6 +202,7 @@ def _start_data(request: Request) -> dict[str, Any]:
         "hash": definition_hash(request.plan),
         "target": request.target,
         "code": request.code,
+        **({} if request.submission is None else {"submission": request.submission}),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from engine.core.places import shown
 from engine.errors import ConfigurationError
 from engine.ports import Log
 from engine.records import Records
@@ -16,11 +17,11 @@ DEFAULT_PLACE = ".gecko"
 _SCHEMES = {
     "file": "file:///path, ./path or /path",
     "memory": "memory:// or memory://name",
+    "sqlite": "sqlite:///path.db",
+    "postgresql": "postgresql://user@host/database",
 }
+_SQL = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
 _LATER = {
-    "sqlite": "SQL",
-    "postgresql": "SQL",
-    "postgres": "SQL",
     "s3": "object",
     "gs": "object",
     "redis": "Redis",
@@ -35,7 +36,7 @@ _lock = threading.Lock()
 
 
 def open_log(url: str | os.PathLike[str] | None = None) -> Log:
-    """Return the log at a place: a folder (the default is `./.gecko`), or this process's memory.
+    """Return the log at a place: a folder (the default is `./.gecko`), this process's memory, or a database.
 
     A place is made absolute once, here, and is opened once in a process: whoever asks for it again shares its runs and its thread.
     `close` makes everything durable and lets go of thread and lock; a log that was closed may be used again.
@@ -46,6 +47,8 @@ def open_log(url: str | os.PathLike[str] | None = None) -> Log:
     scheme = _scheme(text)
     if scheme == "memory":
         return _open_memory(text)
+    if scheme in _SQL:
+        return _open_sql(text)
     if scheme not in ("", "file"):
         raise _unknown(text, scheme)
     return _open_files(*_folder(text))
@@ -86,11 +89,13 @@ def _without_options(url: str) -> str:
 
 
 def is_relative(url: str | os.PathLike[str]) -> bool:
-    """Tell whether a place is a folder whose meaning depends on where this process works.
+    """Tell whether a place is a folder or file whose meaning depends on where this process works.
 
     Raises: ConfigurationError, as `open_log`.
     """
     text = os.fspath(url)
+    if _scheme(text).startswith("sqlite"):
+        return not text.partition(":///")[2].startswith(("/", "~"))
     return _scheme(text) in ("", "file") and not _folder(text)[0].expanduser().is_absolute()
 
 
@@ -142,7 +147,46 @@ def _open_memory(url: str) -> Log:
         return _opened[url]
 
 
+def _open_sql(url: str) -> Log:
+    from engine.store.database import open_database, read_address
+    from engine.store.files import refuse_remote
+    from engine.store.sql import LEASE, SqlLog
+
+    bare, options = _take_options(url, ("lease", "trust"))
+    address = read_address(bare)
+    if address.path is not None and options.get("trust") != "1":
+        refuse_remote(address.path)
+    lease = _seconds(options.get("lease"), LEASE, url)
+    again = "&".join(f"{name}={value}" for name, value in options.items())
+    full = address.url + (("&" if "?" in address.url else "?") + again if again else "")
+    with _lock:
+        if full not in _opened:
+            _opened[full] = cast(Log, SqlLog(open_database(bare), url=full, lease=lease))
+        return _opened[full]
+
+
+def _take_options(url: str, names: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Part a URL from options of ours; others are the driver's."""
+    bare, _, query = url.partition("?")
+    parts = [part for part in query.split("&") if part]
+    ours = {name: value for name, _, value in (part.partition("=") for part in parts) if name in names}
+    left = "&".join(part for part in parts if part.partition("=")[0] not in names)
+    return bare + ("?" + left if left else ""), ours
+
+
+def _seconds(text: str | None, default: float, url: str) -> float:
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 3600:
+        raise ConfigurationError(f"storage {shown(url)!r}: lease is a number of seconds from 1 to 3600, not {text!r}", where="lease")
+    return seconds
+
+
 def _unknown(url: str, scheme: str) -> ConfigurationError:
     known = ", ".join(_SCHEMES.values())
     later = f"; {_LATER[scheme]} storage is not part of this version" if scheme in _LATER else ""
-    return ConfigurationError(f"storage {url!r} has the unknown scheme {scheme!r}: known are {known}{later}", where=url)
+    return ConfigurationError(f"storage {shown(url)!r} has the unknown scheme {scheme!r}: known are {known}{later}", where=scheme)

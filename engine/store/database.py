@@ -19,29 +19,30 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from sqlalchemy import URL, AsyncAdaptedQueuePool, event
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from engine.core.places import shown
-from engine.errors import ConfigurationError, GeckoError, StoreUnavailable
+from engine.errors import ConfigurationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
-#: Seconds for which work that met something that passes is tried again, and that a writer waits for SQLite's one lock.
+#: Seconds for which work is tried again where the database is away, and where others are in its way.
 _PATIENCE, _BUSY = 5.0, 10.0
-#: Seconds between two tries, at first and at most.
-_FIRST_DELAY, _MOST_DELAY = 0.01, 0.5
+#: Seconds between two tries, at first, and at most where the database is away or busy.
+_FIRST_DELAY, _MOST_DELAY, _MOST_BUSY_DELAY = 0.002, 0.5, 0.02
 #: Seconds for connecting, for one statement, and for the end of what is under way when a database is closed.
 _CONNECT, _STATEMENT, _CLOSE = 10, 60.0, 10.0
 
 _SQLITE, _POSTGRES = ("sqlite", "sqlite+aiosqlite"), ("postgresql", "postgres", "postgresql+asyncpg")
-#: Codes of PostgreSQL for what was rolled back and may be done again, and for a server that went away or is not there yet.
-_AGAIN, _GONE = ("40001", "40P01", "55P03"), ("08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "53300")
-#: Codes of SQLite (busy, locked) for the same, and for a file that cannot be used.
-_SQLITE_AGAIN = (5, 6)
+#: Codes of SQLite and PostgreSQL for what was not done and may be done again, and for a server that went away or is not there yet.
+_AGAIN, _GONE = (5, 6, "40001", "40P01", "55P03"), ("08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "53300")
+#: Codes for what somebody has to see to.
 _TODO = {
     8: "make the file and its folder writable",
     10: "see to the disk",
@@ -132,6 +133,7 @@ class Database:
         self.path = address.path
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._spawned: set[Future[Any]] = set()
 
     async def do(self, work: Work[T], *, reading: bool = False, repeatable: bool = False) -> T:
         """Await `work(connection)` in one transaction, on the database's own thread; callable in any loop.
@@ -148,7 +150,7 @@ class Database:
         running = self._running
         if running is not None and asyncio.get_running_loop() is running.loop:
             return await running.do(work, reading=reading, repeatable=repeatable)
-        return await _await(self._begin(work, reading, repeatable))
+        return await wait_for(self._begin(work, reading, repeatable))
 
     def do_now(self, work: Work[T], *, reading: bool = False, repeatable: bool = False, timeout: float | None = None) -> T:
         """Do the same from a thread without a loop, or in one that may be blocked.
@@ -158,19 +160,23 @@ class Database:
         return self._begin(work, reading, repeatable).result(timeout)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Run a coroutine on the database's thread, until it ends or the database is closed, which cancels it."""
+        """Run a coroutine on the database's thread; as long as it runs, a close closes nothing."""
         with self._lock:
-            return self._start().spawn(work)
+            future = asyncio.run_coroutine_threadsafe(work, self._start().loop)
+            self._spawned.add(future)
+        future.add_done_callback(self._spawned.discard)
+        return future
 
+    @property
     def running(self) -> bool:
         """Whether thread and connections are there."""
         return self._running is not None
 
     async def close(self) -> None:
-        """Let go of connections and thread after what is under way; later work opens them again."""
+        """Let go of connections and thread after what is under way, unless others have something spawned; later work opens them again."""
         ending = self._end()
         if ending is not None:
-            await _await(ending)
+            await wait_for(ending)
 
     def close_now(self, timeout: float | None = None) -> None:
         """Do the same from a thread that may be blocked."""
@@ -182,7 +188,7 @@ class Database:
         """Begin anew in a forked child: connections, thread and loop are the parent's, and are kept from being closed here."""
         if self._running is not None:
             _inherited.append(self._running)
-        self._lock, self._running = threading.Lock(), None
+        self._lock, self._running, self._spawned = threading.Lock(), None, set()
 
     def _begin(self, work: Work[T], reading: bool, repeatable: bool) -> "Future[T]":
         with self._lock:
@@ -195,6 +201,8 @@ class Database:
 
     def _end(self) -> "Future[None] | None":
         with self._lock:
+            if any(not future.done() for future in list(self._spawned)):
+                return None
             running, self._running = self._running, None
             return None if running is None else running.end()
 
@@ -205,10 +213,10 @@ class _Running:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._engine: AsyncEngine | None = None
+        self._file: tuple[int, int] | None = None
         self._met = False
         """Whether a connection was ever made; what was never there is not waited for."""
         self._working: set[asyncio.Task[Any]] = set()
-        self._spawned: set[asyncio.Task[Any]] = set()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gecko-database", daemon=True)
         self._thread.start()
@@ -222,28 +230,23 @@ class _Running:
             self.loop.close()
 
     def begin(self, work: Work[T], *, reading: bool, repeatable: bool) -> "Future[T]":
-        return asyncio.run_coroutine_threadsafe(self._in(self._working, self.do(work, reading=reading, repeatable=repeatable)), self.loop)
-
-    def spawn(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        return asyncio.run_coroutine_threadsafe(self._in(self._spawned, work), self.loop)
+        return asyncio.run_coroutine_threadsafe(self._counted(work, reading, repeatable), self.loop)
 
     def end(self) -> "Future[None]":
         return asyncio.run_coroutine_threadsafe(self._finish(), self.loop)
 
-    async def _in(self, those: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> T:
+    async def _counted(self, work: Work[T], reading: bool, repeatable: bool) -> T:
         me = asyncio.current_task()
         assert me is not None
-        those.add(me)
+        self._working.add(me)
         try:
-            return await work
+            return await self.do(work, reading=reading, repeatable=repeatable)
         finally:
-            those.discard(me)
+            self._working.discard(me)
 
     async def _finish(self) -> None:
-        for spawned in self._spawned:
-            spawned.cancel()
-        if ending := self._working | self._spawned:
-            await asyncio.wait(ending, timeout=_CLOSE)
+        if self._working:
+            await asyncio.wait(self._working, timeout=_CLOSE)
         try:
             if self._engine is not None:
                 await self._engine.dispose()
@@ -251,24 +254,30 @@ class _Running:
             self.loop.call_soon(self.loop.stop)
 
     async def do(self, work: Work[T], *, reading: bool, repeatable: bool) -> T:
-        until, delay = time.monotonic() + _PATIENCE, _FIRST_DELAY
+        begun, delay = time.monotonic(), _FIRST_DELAY
         while True:
             committing = [False]
             try:
                 return await self._once(work, reading, committing)
             except (SQLAlchemyError, OSError, *_driver_errors(self._database.kind)) as error:
-                again, trouble = _judge(self._database, error, unknown=committing[0] and not repeatable and not reading)
-                if trouble is None:
+                unknown = committing[0] and not repeatable and not reading
+                found = _judge(self._database, error, unknown=unknown)
+                if found is None:
                     raise
-                if not again or not self._met or time.monotonic() > until:
+                patience, trouble, away = found
+                if time.monotonic() - begun > patience or (away and not self._met):
                     raise trouble from error
-                logger.info("work on a database is tried again", extra={"database": self._database.shown, "error": str(trouble)})
+                logger.debug("work on a database is tried again", extra={"database": self._database.shown, "error": str(trouble)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, _MOST_DELAY)
+            delay = min(delay * 2, _MOST_DELAY if away else _MOST_BUSY_DELAY)
 
     async def _once(self, work: Work[T], reading: bool, committing: list[bool]) -> T:
+        if self._engine is not None and _file(self._database) != self._file:  # somebody removed or replaced it: what is open leads nowhere
+            await self._engine.dispose()
+            self._engine = None
         if self._engine is None:
             self._engine = _make_engine(self._database)
+            self._file = _file(self._database)
         async with self._engine.connect() as connection:
             self._met = True
             if reading and self._database.kind == "sqlite":
@@ -285,19 +294,35 @@ def _make_engine(database: Database) -> AsyncEngine:
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": 4, "max_overflow": 8, "pool_timeout": _STATEMENT}
     if database.kind == "postgresql":
         return create_async_engine("postgresql+asyncpg://", async_creator=lambda: _connect(database), **options)
-    path = database.path
+    path, mode = database.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
     if path is None:  # all there is of it is one connection
         options |= {"pool_size": 1, "max_overflow": 0}
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(
-            os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        )  # SQLite gives the files beside it the same mode
-    url = URL.create("sqlite+aiosqlite", database=":memory:" if path is None else os.fspath(path))
-    engine = create_async_engine(url, connect_args={"timeout": _BUSY}, poolclass=AsyncAdaptedQueuePool, **options)
+        os.close(os.open(path, mode, 0o600))  # SQLite gives the files beside it the same mode
+    from engine.store.sqlite_inline import InlineConnection
+
+    registry.register("sqlite.inline", "engine.store.sqlite_inline", "InlineSqlite")
+    engine = create_async_engine(
+        URL.create("sqlite+inline", database=":memory:" if path is None else os.fspath(path)),
+        poolclass=AsyncAdaptedQueuePool,
+        connect_args={"timeout": 0, "factory": InlineConnection},
+        **options,
+    )
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin_transaction)
     return engine
+
+
+def _file(database: Database) -> tuple[int, int] | None:
+    """What tells the file of SQLite from another of its name; None where there is none."""
+    if database.path is None:
+        return None
+    try:
+        found = os.stat(database.path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 async def _connect(database: Database) -> Any:
@@ -312,10 +337,10 @@ async def _connect(database: Database) -> Any:
 
 
 def _prepare(connection: Any, _: Any) -> None:
-    """Make a connection to SQLite durable, patient and shared; transactions are begun by `_begin_transaction`, not by the driver."""
+    """Make a connection to SQLite durable and shared; transactions are begun by `_begin_transaction`, not by the driver."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    for setting in (f"busy_timeout={int(_BUSY * 1000)}", "journal_mode=WAL", "synchronous=FULL", "fullfsync=1", "foreign_keys=1"):
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=1", "foreign_keys=1"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
 
@@ -334,28 +359,25 @@ def _driver_errors(kind: str) -> tuple[type[BaseException], ...]:
     return asyncpg.PostgresError, asyncpg.InterfaceError  # a version of SQLAlchemy lets them through where it connects
 
 
-def _judge(database: Database, error: BaseException, *, unknown: bool) -> tuple[bool, GeckoError | None]:
-    """Say whether to try again, and what to tell when that is over; None for an error that is the work's own."""
+def _judge(database: Database, error: BaseException, *, unknown: bool) -> tuple[float, StoreUnavailable, bool] | None:
+    """Say for how many seconds to try again, what to tell after that, and whether the database was away; None: the work's own error."""
     orig = error.orig if isinstance(error, DBAPIError) else error
+    said, place = _said(database, orig), database.shown
     code: Any = getattr(orig, "sqlite_errorcode", None)
     code = code & 0xFF if isinstance(code, int) else getattr(orig, "sqlstate", None)
-    if code in _AGAIN or code in _SQLITE_AGAIN:
-        return True, StoreUnavailable(f"{database.shown} is busy: {_said(database, orig)}; try again when there is less to do")
+    if code in _AGAIN:
+        return _BUSY, StoreUnavailable(f"{place} is busy: {said}; try again when there is less to do"), False
     dropped = isinstance(error, DBAPIError) and error.connection_invalidated
-    if dropped or code in _GONE or isinstance(orig, OSError):
+    if dropped or code in _GONE or (isinstance(orig, OSError) and database.kind == "postgresql"):
         if unknown:
             text = "the connection was lost while it committed, so that its last change may be there or not; look before you repeat it"
-            return False, StoreUnavailable(f"{database.shown}: {text} ({_said(database, orig)})")
-        away = database.kind == "postgresql"
-        todo = "see to the server and to the URL" if away else _TODO[14]
-        return away, StoreUnavailable(f"{database.shown} cannot be reached: {_said(database, orig)}; {todo}")
-    if code in _TODO:
-        return False, StoreUnavailable(f"{database.shown} cannot be used: {_said(database, orig)}; {_TODO[code]}")
-    if isinstance(orig, SQLAlchemyError) and "QueuePool" in str(orig):
-        return True, StoreUnavailable(
-            f"{database.shown} has no free connection: {_said(database, orig)}; try again when there is less to do"
-        )
-    return False, None
+            return 0.0, StoreUnavailable(f"{place}: {text} ({said})"), False
+        return _PATIENCE, StoreUnavailable(f"{place} cannot be reached: {said}; see to the server and to the URL"), True
+    if code in _TODO or isinstance(orig, OSError):
+        return 0.0, StoreUnavailable(f"{place} cannot be used: {said}; {_TODO.get(code, _TODO[14])}"), False
+    if isinstance(orig, PoolTimeout):
+        return 0.0, StoreUnavailable(f"{place} has no free connection: {said}; try again when there is less to do"), False
+    return None
 
 
 def _said(database: Database, error: BaseException | None) -> str:
@@ -367,7 +389,12 @@ def _said(database: Database, error: BaseException | None) -> str:
     return text
 
 
-async def _await(done: "Future[T]") -> T:
+def first_line(error: Exception) -> str:
+    """What an error of SQLAlchemy says, without the statement."""
+    return str(error).partition("\n")[0]
+
+
+async def wait_for(done: "Future[T]") -> T:
     """Wait in this loop for what another thread does; to stop waiting does not stop that."""
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()

@@ -269,6 +269,9 @@ class SimulatedLog:
         """Remove nothing: a simulation is short."""
         return 0
 
+    def keep_lease(self, seconds: float) -> None:
+        """Do nothing: who lives is the simulation's to say."""
+
     async def close(self) -> None:
         """Do nothing: every append is in place when it returns."""
 

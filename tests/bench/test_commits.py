@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-import engine.checkpoint.writer
+import engine.checkpoint.intake
 from bench.bodies import pass_on
 from bench.commits import PAUSES, STAGES, after_pauses, by_stage
 from bench.shapes import chain
@@ -12,14 +12,14 @@ from engine.store.files import FilePlace
 
 
 def test_every_stage_of_a_commit_is_told(tmp_path: Path):
-    before = (Ledger.commit, Ledger.tell, FilePlace.write, FilePlace.sync, engine.checkpoint.writer._resolve)
+    before = (Ledger.commit, Ledger.tell, FilePlace.write, FilePlace.sync, engine.checkpoint.intake._resolve)
     flow = chain(pass_on, 5, storage=tmp_path)
     said = by_stage(lambda: asyncio.run(flow.execute(session_id="s"))).splitlines()
     assert said[0].startswith("median us of 4 commits"), "the last step's success goes with the end of the run"
     assert [line[10:] for line in said[1:]] == [*(text for _, _, text in STAGES), "together"]
     stages = [float(line[:8]) for line in said[1:]]
     assert min(stages) > 0
-    assert (Ledger.commit, Ledger.tell, FilePlace.write, FilePlace.sync, engine.checkpoint.writer._resolve) == before
+    assert (Ledger.commit, Ledger.tell, FilePlace.write, FilePlace.sync, engine.checkpoint.intake._resolve) == before
 
 
 def test_work_without_commits_is_told_as_such():

@@ -7,10 +7,20 @@ import pytest
 from engine.store import open_log
 from engine.testing.check_log import check_log
 
+SCHEMES = ["file", "memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
+
 
 @pytest.mark.slow
 @pytest.mark.anyio
-@pytest.mark.parametrize("scheme", ["file", "memory"])
-async def test_a_log_keeps_every_promise(scheme: str, tmp_path: Path) -> None:
-    url = "memory://conformance" if scheme == "memory" else (tmp_path / "store").as_uri()
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_log_keeps_every_promise(scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    match scheme:
+        case "memory":
+            url = "memory://conformance"
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/log.db"
+        case "postgresql":
+            url = request.getfixturevalue("postgres")
+        case _:
+            url = (tmp_path / "store").as_uri()
     await check_log(lambda: open_log(url))

@@ -154,7 +154,7 @@ async def test_the_answer_of_a_claim_that_ended_is_known(log: SegmentLog, medium
 async def test_a_large_backlog_is_cut_into_batches_and_no_call_is_divided(
     log: SegmentLog, medium: GatedMedium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.checkpoint.writer._BATCH_BYTES", 5000)
+    monkeypatch.setattr("engine.checkpoint.intake._BATCH_BYTES", 5000)
     claim = await log.claim(KEY)
     medium.gate.writes.clear()
     for seq in range(1, 20, 2):

@@ -388,8 +388,8 @@ def test_a_file_system_that_may_show_an_old_state_is_refused(kind: str, tmp_path
     mounts.write_text(
         f"/dev/a / ext4 rw 0 0\nhost:/x {tmp_path}/re\\040mote {kind} rw 0 0\n/dev/b {tmp_path}/re\\040mote/disk xfs rw 0 0\n"
     )
-    refuse = files._refuse_remote
-    monkeypatch.setattr(files, "_refuse_remote", lambda root: refuse(root, str(mounts)))
+    refuse = files.refuse_remote
+    monkeypatch.setattr(files, "refuse_remote", lambda root: refuse(root, str(mounts)))
     owner = Owner(id="o", host="h", pid=1)
     with pytest.raises(ConfigurationError, match=f"'{kind}' file system"):
         FileMedium(tmp_path / "re mote" / "store", owner)
