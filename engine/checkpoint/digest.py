@@ -84,7 +84,7 @@ class RunDigest:
             self._take(event.seq, event.at.timestamp(), event.kind, event.node, step, event.attempt, event.data)
 
     def _take(self, seq: int, at: float, kind: str, node: str, step: str, attempt: int, data: Mapping[str, Any]) -> None:
-        at = round(at, 6)  # as precise as an event is: one moment is one number, however it was told
+        at = moment(at)
         self.seq, self.updated_at = seq, at
         if not self.started_at:
             self.started_at = at
@@ -203,6 +203,11 @@ class RunDigest:
             )
             for step, letter in self._letters.items()
         ]  # fmt: skip
+
+
+def moment(at: float) -> float:
+    """Return an instant as a log keeps it, in whole microseconds: one moment is one number, however it was told."""
+    return round(at * 1_000_000) / 1_000_000
 
 
 def _failure(error: Any, attempt: int, at: float) -> Failure:

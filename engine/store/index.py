@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from engine.checkpoint.codec import Encoded, encode
-from engine.checkpoint.digest import RunDigest
+from engine.checkpoint.digest import RunDigest, moment
 from engine.core.events import STATUS_AFTER, Event
 from engine.core.ids import make_run_id
 from engine.core.run import ready
@@ -85,7 +85,7 @@ async def catch_up(log: Log, records: Records) -> int:
         query = RunQuery(sort="run_id", limit=MOST, after=page.next)
     damaged: list[tuple[str, str]] = []
     summaries = await log.scan(on_damage=lambda place, error: damaged.append((place, str(error))))
-    late = (summary for summary in summaries if known.get(summary.run_id) != (summary.seq, round(summary.started_at, 6)))
+    late = (summary for summary in summaries if known.get(summary.run_id) != (summary.seq, moment(summary.started_at)))
     changed = 0
     while part := list(islice(late, _PART)):
         found = [run for summary in part if (run := await _read(log, summary, damaged)) is not None]
@@ -106,7 +106,7 @@ async def _read(log: Log, summary: RunSummary, damaged: list[tuple[str, str]]) -
     except CheckpointError as error:
         damaged.append((summary.run_id, str(error)))
         return None
-    digest = RunDigest(summary.key, started_at=round(summary.started_at, 6), updated_at=round(summary.updated_at, 6))
+    digest = RunDigest(summary.key, started_at=moment(summary.started_at), updated_at=moment(summary.updated_at))
     digest.take(rows)
     return digest.entry(), await letters_of(digest, rows)
 

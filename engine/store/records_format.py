@@ -3,6 +3,7 @@
 Each format is a migration in migrations/versions, numbered from 0001, and stays as it was shipped. There is no way back.
 """
 
+import threading
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,6 +19,10 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 _LOCK = 0x6765636B6F
 """The advisory lock in PostgreSQL that whoever migrates holds; in SQLite a transaction that writes is alone anyway."""
+
+
+_alembic = threading.Lock()
+"""Alembic keeps what it is at in module globals. Nobody waits for it who holds up whoever has it: each database has its own thread."""
 
 
 def newest() -> int:
@@ -56,4 +61,5 @@ def migrate(connection: sa.Connection, place: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _alembic:
+        command.upgrade(config, "head")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.checkpoint.codec import encode
-from engine.checkpoint.digest import ERRORS, RunDigest
+from engine.checkpoint.digest import ERRORS, RunDigest, moment
 from engine.checkpoint.record import event_of
 from engine.core.ids import make_run_id
 from engine.core.policy import Retry
@@ -79,7 +79,7 @@ async def test_a_run_that_completed(place: str):
     key, rows = await record(two(place, same))
     entry = digest_of(key, rows).entry()
     assert (entry.run_id, entry.status, entry.steps, entry.error, entry.seq) == ("two.s.1", "completed", 2, "", rows[-1].seq)
-    assert (entry.started_at, entry.finished_at) == (round(rows[0].at, 6), round(rows[-1].at, 6))
+    assert (entry.started_at, entry.finished_at) == (moment(rows[0].at), moment(rows[-1].at))
     assert entry.updated_at == entry.finished_at
     assert len(entry.hash) == 32
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine.checkpoint import batch
 from engine.checkpoint.codec import decode, encode
+from engine.checkpoint.digest import moment
 from engine.checkpoint.record import event_of
 from engine.core.events import Event
 from engine.core.ids import make_run_id
@@ -166,6 +167,16 @@ async def test_catching_up_reads_what_differs_and_takes_out_what_is_gone(place: 
     assert await catch_up(log, records) == 0
 
 
+async def test_a_moment_is_the_same_in_the_tail_of_a_log_and_in_its_rows(place: str):
+    log, records = open_log(place), open_records(place)
+    for n, at in enumerate((1795309580.4965694, 1795309580.4443285, 1795309580.4403074)):  # none of them a whole microsecond
+        claim = await log.claim(RunKey("w", f"s{n}", 1))
+        await log.append(claim, [Row(1, at, "run_started")])
+        await log.release(claim)
+    await rebuild(log, records)
+    assert await catch_up(log, records) == 0
+
+
 async def test_the_index_that_grew_beside_runs_is_the_one_that_is_made_again(place: str):
     log, records = open_log(place), open_records(place)
     await record(place, "good", same, "one")
@@ -199,7 +210,7 @@ async def test_a_run_whose_beginning_was_not_told_is_read_from_the_log(place: st
     await grown.flush()
     entry = await records.get_run("good.one.1")
     assert entry is not None
-    assert (entry.status, entry.steps, entry.started_at) == ("completed", 2, round(rows[0].at, 6))
+    assert (entry.status, entry.steps, entry.started_at) == ("completed", 2, moment(rows[0].at))
     grown.take(RunKey("gone", "s", 1), [Row(7, 1e9, "run_failed")])
     await grown.flush()
     assert len((await listing(records))[0]) == 1, "a run that was deleted meanwhile is passed over"

@@ -1,6 +1,7 @@
 """Records in a database: where they are, their format, many processes at once, and queries that a plain list answers alike."""
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
@@ -130,6 +131,33 @@ def test_processes_that_open_new_records_at_once_make_them_once(database_url: st
     started = [subprocess.Popen([*command, f"p{i}"], cwd=root, stderr=subprocess.PIPE, text=True) for i in range(4)]
     assert [process.communicate()[1] for process in started] == [""] * 4
     assert asyncio.run(another(database_url).list_runs(RunQuery())).total == 4
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_one_process_may_make_many_records_at_once(tmp_path: Path):
+    many = [another(f"sqlite:///{tmp_path}/{n}.db") for n in range(8)]
+    await asyncio.gather(*(records.put_runs([run()]) for records in many))
+    assert [(await records.list_runs(RunQuery())).total for records in many] == [1] * 8
+    await asyncio.gather(*(records.close() for records in many))
+
+
+def test_a_forked_child_has_connections_of_its_own(tmp_path: Path):
+    def put(name: str) -> None:
+        asyncio.run(open_records(tmp_path).put_runs([run(name)]))
+
+    put("parent")
+    pid = os.fork()
+    if not pid:
+        try:
+            put("child")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    put("parent again")
+    assert asyncio.run(open_records(tmp_path).list_runs(RunQuery())).total == 3
+    asyncio.run(open_records(tmp_path).close())
 
 
 @pytest.mark.slow
