@@ -5,6 +5,7 @@ A coordinator holds plans whose bodies are `RemoteBody`: a key and what packing 
 
 import hashlib
 import importlib
+import json
 import os
 import sys
 from dataclasses import MISSING, dataclass, replace
@@ -17,6 +18,11 @@ from engine.core.plan import Plan
 from engine.core.team import TeamPlan
 from engine.errors import DefinitionError
 from engine.runtime.bind import Binding
+
+STAMPS = b""
+"""The key, among those of code, of what tells when the modules were written that it may refer to."""
+_OURS = frozenset(["engine", "cluster", "serve", "bench", "__main__", "__mp_main__"])
+_STANDARD = (os.path.join(sys.prefix, ""), os.path.join(sys.base_prefix, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +55,42 @@ def parcel(plan: Plan) -> Parcel:
 
     Raises: DefinitionError for a body that cannot travel, naming what it captured.
     """
-    packer = _Packer()
+    cwd, paths = surroundings()
+    stamps = _stamps((cwd, *paths))
+    packer = _Packer(stamps)
     for name in getattr(sys.modules.get("engine.definition.target"), "FILE_MODULES", ()):
         if name in sys.modules:
             cloudpickle.register_pickle_by_value(sys.modules[name])
-    return Parcel(plan=packer.plan(plan), codes=packer.codes, cwd=os.getcwd(), paths=_paths())
+    return Parcel(plan=packer.plan(plan), codes={**packer.codes, STAMPS: stamps}, cwd=cwd, paths=paths)
 
 
-def _paths() -> tuple[str, ...]:
+def surroundings() -> tuple[str, tuple[str, ...]]:
+    """Return where this process works, and where its modules are besides the places that every process has."""
     standard = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
     found = [os.path.abspath(p or ".") for p in sys.path]
-    return tuple(dict.fromkeys(p for p in found if os.path.isdir(p) and not os.path.realpath(p).startswith(standard)))
+    return os.getcwd(), tuple(dict.fromkeys(p for p in found if os.path.isdir(p) and not os.path.realpath(p).startswith(standard)))
+
+
+def _stamps(folders: tuple[str, ...]) -> bytes:
+    """Return the files of the modules that this process has from these folders, with when each was written, as JSON.
+
+    Bodies in modules travel by name, so that this is all that tells a mended one from the one before.
+    """
+    found: dict[str, int] = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] not in _OURS and isinstance(file, str) and file.startswith(folders) and not file.startswith(_STANDARD):
+            try:
+                found[file] = os.stat(file).st_mtime_ns
+            except OSError:
+                continue
+    return json.dumps(found, sort_keys=True).encode()
 
 
 class _Packer:
-    def __init__(self) -> None:
+    def __init__(self, stamps: bytes) -> None:
         self.codes: dict[bytes, bytes] = {}
+        self._stamps = stamps
         self._known: dict[tuple[int, bool], RemoteBody] = {}
         self._keep: list[Any] = []
 
@@ -110,7 +136,7 @@ class _Packer:
             code = _pickled(thing)
         except Exception as error:
             raise DefinitionError(f"{where} cannot be sent to a worker: {_captured(body)}{error}", where=where) from error
-        key = hashlib.blake2b(code, digest_size=12).digest()
+        key = hashlib.blake2b(code + self._stamps, digest_size=12).digest()
         self.codes[key] = code
         return key
 
@@ -169,6 +195,8 @@ class Codes:
         """Know nothing yet."""
         self._open: dict[bytes, Any] = {}
         self._home: tuple[str, tuple[str, ...]] | None = None
+        self._stamps: dict[str, int] = {}
+        """File of a module to when it was written, as far as senders told."""
 
     def missing(self, keys: set[bytes]) -> bool:
         """Tell whether some of the bodies have to be fetched."""
@@ -187,9 +215,23 @@ class Codes:
             os.chdir(cwd)
 
     def add(self, codes: dict[bytes, bytes]) -> None:
-        """Take code in; it is opened when it is first needed."""
+        """Take code in; it is opened when it is first needed.
+
+        Where a file is newer than the one that a module here was made of, modules from its sender's folders are forgotten, since others may
+        hold what was in it: they are read again by whoever imports them next. Bodies under way go on with what they have.
+        """
+        told: dict[str, int] = json.loads(codes.get(STAMPS, b"{}"))
+        newer = {file for file, stamp in told.items() if stamp > self._stamps.get(file, stamp)}
+        self._stamps |= {file: stamp for file, stamp in told.items() if stamp >= self._stamps.get(file, stamp)}
+        if newer:
+            for name, module in list(sys.modules.items()):
+                if getattr(module, "__file__", None) in self._stamps and name.partition(".")[0] not in _OURS:
+                    del sys.modules[name]
+            importlib.invalidate_caches()
+            self._open.clear()
         for key, code in codes.items():
-            self._open.setdefault(key, code)
+            if key != STAMPS:
+                self._open.setdefault(key, code)
 
     def body(self, key: bytes) -> Any:
         """Return a body. Raises what opening it raises."""

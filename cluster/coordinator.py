@@ -7,7 +7,7 @@ import asyncio
 import gc
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,8 @@ from cluster.port import Kit
 from cluster.remote import make_remote
 from engine.checkpoint.codec import Encoded, encode, private
 from engine.core.events import Event
+from engine.core.history import Row
+from engine.core.plan import Plan
 from engine.core.routing import Next
 from engine.errors import GeckoError, InDoubt
 from engine.local import LocalRun, driven
@@ -35,6 +37,8 @@ READER = 60.0
 """Seconds without a question after which a reader of events is forgotten; one that comes back later is served from the log."""
 EARLY = 1000
 """So many requests to runs that have not begun are kept: one that never begins leaves its own behind."""
+RUNS = 1000
+"""So many runs are kept when they have ended, for whoever asks; others are found in the log."""
 PARCELS = 64
 """So many plans are kept; one that is asked for again later is sent again."""
 
@@ -80,51 +84,54 @@ class Coordinator:
         if ticket in self._runs:
             run = self._runs[ticket]
             return "run", (run.run_id, tuple(run.key), run.status)
-        if token not in self._parcels:
-            if parcel is None:
-                return "parcel", None
-            held: Parcel = pickle.loads(parcel)
-            codes = self._remote.put(held.codes)
-            await self._pool.races.seats.expect(held.plan, Kit(codes, held.cwd, held.paths, bodies(held.plan)))
-            while len(self._parcels) >= PARCELS:
-                del self._parcels[next(iter(self._parcels))]  # its runs keep what they need
-        else:
-            held, codes = self._parcels.pop(token)
-        self._parcels[token] = held, codes  # the newest last
-        asked: Request = pickle.loads(request)
-        given = asked.input
-        if isinstance(given, Encoded):
-            given = await beside(given.load) if is_long(given) else given.load()
-        asked = replace(asked, plan=held.plan, input=given)
+        if token not in self._parcels and parcel is None:
+            return "parcel", None
+        held, codes = await self._hold(token, parcel)
+        asked = await opened_request(request, held.plan)
         try:
             log = None if place is None else open_log(place)
             begun = await begin(asked, log, lambda: RayExecutor(self._pool, held, codes), Control())
         except GeckoError as error:
             return "error", pickle.dumps(error)
-        run = self._runs[ticket] = LocalRun(begun, asked, log)
+        run = LocalRun(begun, asked, log)
+        self._keep(ticket, run)
+        return "run", (run.run_id, tuple(run.key), run.status)
+
+    async def _hold(self, token: str, parcel: bytes | None) -> tuple[Parcel, Any]:
+        """Return a plan, and what refers to its code in the cluster; `parcel` where the plan is not known yet."""
+        if token in self._parcels:
+            self._parcels[token] = found = self._parcels.pop(token)  # the newest last
+            return found
+        assert parcel is not None
+        held: Parcel = pickle.loads(parcel)
+        codes = self._remote.put(held.codes)
+        await self._pool.races.seats.expect(held.plan, Kit(codes, held.cwd, held.paths, bodies(held.plan)))
+        while len(self._parcels) >= PARCELS:
+            del self._parcels[next(iter(self._parcels))]  # its runs keep what they need
+        self._parcels[token] = held, codes
+        return held, codes
+
+    def _keep(self, ticket: str, run: LocalRun) -> None:
+        """Keep a run under a name, and so many of those that have ended."""
+        self._runs[ticket] = run
         if ticket in self._early:
             run.request(self._early.pop(ticket))
-        while len(self._runs) > 1000:
+        while len(self._runs) > RUNS:
             done = next((t for t, r in self._runs.items() if r.task is None or r.task.done()), None)
             if done is None:
                 break
             del self._runs[done]
-        return "run", (run.run_id, tuple(run.key), run.status)
 
     async def wait(self, ticket: str) -> tuple[str, bytes | None, bytes | None, bytes | None]:
         """Return (status, pickled error, output's bytes, pickled results of a team alone) when a run has stopped."""
         run = self._runs[ticket]
         await run.wait()
-        if run.error is not None:
-            return run.status, pickle.dumps(run.error), None, None
-        last, results = run.run().last, run.results()
-        told = pickle.dumps([replace(r, result=r.result if isinstance(r.result, Next) else None) for r in results]) if results else None
-        return run.status, None, await encoded(last, "the run's output"), told
+        return await told_end(run)
 
     async def look(self, ticket: str) -> bytes:
         """Return (status, last, state, history, rows) of a run as it stands, encoded."""
         run = self._runs[ticket]
-        return encode([run.status, run.output(), run.state(), [list(h) for h in run.history().items()], [list(r) for r in run.rows()]])
+        return looked(run.status, run.output(), run.state(), run.history(), run.rows())
 
     async def request(self, ticket: str, halt: int) -> None:
         """Ask a run to stop, maybe one that is only about to begin."""
@@ -216,6 +223,29 @@ class Coordinator:
         """Commit the receipt of an effect."""
         driver = self._pool.drivers[number]
         await driver.receive(step_id.removeprefix(f"{driver.log_id}/"), driver.path + node, key, data)
+
+
+async def opened_request(request: bytes, plan: Plan) -> Request:
+    """Return a request that travelled, with its plan and its input."""
+    asked: Request = pickle.loads(request)
+    given = asked.input
+    if isinstance(given, Encoded):
+        given = await beside(given.load) if is_long(given) else given.load()
+    return replace(asked, plan=plan, input=given)
+
+
+async def told_end(run: LocalRun) -> tuple[str, bytes | None, bytes | None, bytes | None]:
+    """Return how a run has stopped, as `Coordinator.wait` tells it."""
+    if run.error is not None:
+        return run.status, pickle.dumps(run.error), None, None
+    last, results = run.run().last, run.results()
+    told = pickle.dumps([replace(r, result=r.result if isinstance(r.result, Next) else None) for r in results]) if results else None
+    return run.status, None, await encoded(last, "the run's output"), told
+
+
+def looked(status: str, last: Any, state: Any, history: Mapping[str, Any], rows: Iterable[Row]) -> bytes:
+    """Return a run as it stands, encoded."""
+    return encode([status, last, state, [list(h) for h in history.items()], [list(r) for r in rows]])
 
 
 class Reader:

@@ -38,7 +38,7 @@ from cluster.lane import Lane
 from cluster.opened import Home, codes
 from cluster.placing import demand_of
 from cluster.port import Kit
-from cluster.worker import perform
+from cluster.worker import perform, rehearse
 from engine.core.policy import Resources
 from engine.errors import ClusterUnavailable, OutOfMemory, WorkerLost
 
@@ -58,12 +58,15 @@ STARVED = (
 )
 
 
-def ensure() -> None:
+def ensure(*, start: bool = True) -> None:
     """Connect to Ray, from any thread and as often as one likes.
 
     The processes of a local cluster die with the *thread* that started them, so that is one of our own, which never ends.
 
-    Raises: ClusterUnavailable for a cluster that cannot be reached.
+    Args:
+        start: Whether a local cluster is started where there is none.
+
+    Raises: ClusterUnavailable for a cluster that cannot be reached, and where there is none and none is to be started.
     """
     if ray.is_initialized():
         return
@@ -71,7 +74,7 @@ def ensure() -> None:
         if ray.is_initialized():
             return
         done: SimpleQueue[BaseException | None] = SimpleQueue()
-        threading.Thread(target=_keep_connected, args=(done,), name="gecko-ray", daemon=True).start()
+        threading.Thread(target=_keep_connected, args=(done, start), name="gecko-ray", daemon=True).start()
         if (error := done.get()) is not None:
             raise error
 
@@ -79,9 +82,9 @@ def ensure() -> None:
 _starting = threading.Lock()
 
 
-def _keep_connected(done: "SimpleQueue[BaseException | None]") -> None:
+def _keep_connected(done: "SimpleQueue[BaseException | None]", start: bool) -> None:
     try:
-        _connect()
+        _connect(start=start)
     except BaseException as error:  # noqa: BLE001 - raised again by whoever asked
         done.put(error)
         return
@@ -89,11 +92,13 @@ def _keep_connected(done: "SimpleQueue[BaseException | None]") -> None:
     threading.Event().wait()
 
 
-def _connect() -> None:
+def _connect(*, start: bool) -> None:
     """Connect to the cluster that there is, or start a local one, which then is ours and ends with the process."""
     from cluster.remote_head import find_cluster, meet  # not for workers, which import this module too
 
     address = find_cluster()
+    if address is None and not start:
+        raise ClusterUnavailable("no Ray cluster is up here: start one with `gecko up`, or say where one is with RAY_ADDRESS")
     meet(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     try:
@@ -184,6 +189,7 @@ class _Member:
         for key in kit.keys:
             with suppress(Exception):  # opening a body runs the user's module: what it raises is told where it is wanted
                 codes.body(key)
+        rehearse(self._home, self._owner)
 
     def size(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

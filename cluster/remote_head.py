@@ -2,31 +2,41 @@
 
 Ray reads its authentication mode when it is imported, and where nobody says one it turns tokens on for a local cluster and leaves a file
 that turns them on for every later cluster of the user. So the mode is always said here: a local cluster of ours has a token that lives
-as long as it does, and a cluster that is there is asked which it wants.
+as long as it does, the head of `gecko up` is met with the token that was made for it, and any other is asked which it wants.
 """
 
 import importlib
 import os
 import secrets
 import socket
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from ray._private.utils import read_ray_address
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
+from cluster.head_record import find_head, running_at
 from engine.errors import ClusterUnavailable
 
 _SAID = os.environ.get("RAY_AUTH_MODE")
 _PATIENCE = 10.0
 """Seconds that a head has to answer in; Ray itself would try for minutes."""
+_INTERNAL = "_ray_internal"
+"""How the namespaces begin in which Ray's own dashboard is connected."""
 
 
 def find_cluster() -> str | None:
-    """Return the address of the cluster that this process is told of, or of one that was started on this machine; None: there is none."""
+    """Return the address of the cluster that this process is told of, or of one that was started on this machine; None: there is none.
+
+    Of those on this machine the head of `gecko up` comes before what anybody else has started.
+    """
     if told := os.environ.get("RAY_ADDRESS"):
         return told
+    head = find_head()
+    if head is not None and not head.stale:
+        return head.address
     known = read_ray_address()
     return known if known and _answers(known) else None
 
@@ -40,7 +50,13 @@ def meet(address: str | None) -> None:
     """
     if address is not None and _is_plain(address) and not _answers(address):
         raise ClusterUnavailable(f"the Ray cluster at {address!r} cannot be reached: nobody listens there")
-    if _SAID is None:
+    if address is not None and (head := running_at(address)) is not None:
+        os.environ["RAY_AUTH_TOKEN_PATH"] = head.token_file
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        if _SAID is None:
+            os.environ["RAY_AUTH_MODE"] = "token"
+        _read_again()
+    elif _SAID is None:
         wants_token = address is None or (_asks_for_token(address, None) if _is_plain(address) else _token() is not None)
         os.environ["RAY_AUTH_MODE"] = "token" if wants_token else "disabled"
         if address is None and _token() is None:
@@ -48,6 +64,63 @@ def meet(address: str | None) -> None:
         _read_again()
     if address is not None and _is_plain(address):
         _check_token(address)
+
+
+class NodeView(NamedTuple):
+    """A node as its head sees it."""
+
+    id: str
+    address: str
+    head: bool
+    alive: bool
+    total: dict[str, float]
+    free: dict[str, float]
+
+
+class Census(NamedTuple):
+    """What a head knows."""
+
+    nodes: list[NodeView]
+    drivers: int
+    """Scripts and Ray jobs that are connected."""
+    actors: dict[str, int]
+    """Those that live, by class."""
+
+
+def count(address: str) -> Census:
+    """Ask a head that `meet` has met for its nodes and for what uses them.
+
+    Raises: ClusterUnavailable where it does not answer.
+    """
+    stubs: Any = gcs_service_pb2_grpc
+    messages: Any = gcs_service_pb2
+    tables: Any = gcs_pb2
+    limits: dict[str, Any] = {"timeout": _PATIENCE, "metadata": _metadata(_token())}
+    try:
+        with grpc.insecure_channel(address) as channel:
+            nodes = stubs.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(messages.GetAllNodeInfoRequest(), **limits)
+            free = stubs.NodeResourceInfoGcsServiceStub(channel).GetAllAvailableResources(
+                messages.GetAllAvailableResourcesRequest(), **limits
+            )
+            jobs = stubs.JobInfoGcsServiceStub(channel).GetAllJobInfo(messages.GetAllJobInfoRequest(), **limits)
+            actors = stubs.ActorInfoGcsServiceStub(channel).GetAllActorInfo(messages.GetAllActorInfoRequest(), **limits)
+    except grpc.RpcError as error:
+        raise ClusterUnavailable(f"the Ray cluster at {address!r} does not answer: {error.code().name.lower()}") from error
+    available = {found.node_id: dict(found.resources_available) for found in free.resources_list}
+    views = [
+        NodeView(
+            node.node_id.hex(),
+            node.node_manager_address,
+            node.is_head_node,
+            node.state == tables.GcsNodeInfo.ALIVE,
+            dict(node.resources_total),
+            available.get(node.node_id, {}),
+        )
+        for node in nodes.node_info_list
+    ]
+    live = Counter(actor.class_name for actor in actors.actor_table_data if actor.state == tables.ActorTableData.ALIVE)
+    drivers = sum(not job.is_dead and not job.config.ray_namespace.startswith(_INTERNAL) for job in jobs.job_info_list)
+    return Census(sorted(views, key=lambda view: (not view.head, view.address)), drivers, dict(live))
 
 
 def _check_token(address: str) -> None:
@@ -80,7 +153,7 @@ def _answers(address: str) -> bool:
 
 def _asks_for_token(address: str, token: str | None) -> bool:
     """Ask the head for its cluster's id, which it tells nobody without a token where it wants one."""
-    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    metadata = _metadata(token)
     with grpc.insecure_channel(address) as channel:
         head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         messages: Any = gcs_service_pb2
@@ -89,6 +162,10 @@ def _asks_for_token(address: str, token: str | None) -> bool:
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNAUTHENTICATED
     return False
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
 def _token() -> str | None:

@@ -110,6 +110,8 @@ class RayRunner:
 class RayRun:
     """A run that a coordinator drives, as its handle sees it."""
 
+    lasting = False
+
     def __init__(self, token: str, parcelled: bytes, request: Request, place: str | None) -> None:
         """Use `begin` next; the request is without its plan, with its input encoded."""
         self.run_id = ""

@@ -5,15 +5,17 @@
     │  ├─ InvalidGraph        (WorkflowValidationError; WorkflowCycleError when the only problem is a loop)
     │  ├─ UnknownName         a name nobody registered; says which come near
     │  ├─ InvalidDocument     a file or text that cannot be read as what it should be
+    │  ├─ VersionInUse        a version of a workflow that means something else already
     │  └─ ConfigurationError  an option, URL or installation that cannot work
     ├─ WorkflowError          a run went wrong; carries `run_id` and `node`
     │  ├─ StepFailed  ├─ StepTimedOut  ├─ RunTimedOut  ├─ RunCancelled  ├─ RunPaused
     │  ├─ MemberFailed  ├─ TeamTimedOut (both RuntimeErrors)
     │  ├─ StepLimitReached  ├─ StateConflict  ├─ NotStorable (a TypeError)  └─ InDoubt
-    ├─ RunNotFound (a ValueError)   RunBusy   SessionInUse   WrongState
+    ├─ RunNotFound (a ValueError)   RunBusy   SessionInUse
+    ├─ WrongState             └─ NeedsCode
     ├─ CheckpointError        ├─ CorruptCheckpoint  └─ UnknownFormat
     ├─ Unavailable            the world's fault; `retryable`
-    │  ├─ StoreUnavailable  ├─ ClusterUnavailable
+    │  ├─ StoreUnavailable  ├─ ClusterUnavailable  ├─ QueueFull (carries `retry_after`)
     │  └─ WorkerLost          └─ OutOfMemory
     └─ LeaseLost              stop now: another owner drives this run
 
@@ -77,6 +79,10 @@ class UnknownName(DefinitionError):
 
 class InvalidDocument(DefinitionError):
     """The document cannot be read."""
+
+
+class VersionInUse(DefinitionError):
+    """The version belongs to another definition of the workflow."""
 
 
 class ConfigurationError(DefinitionError):
@@ -171,6 +177,10 @@ class WrongState(GeckoError):
     """The run is not in a state that allows this."""
 
 
+class NeedsCode(WrongState):
+    """The code of a run cannot be found again from here; resume the run with its workflow."""
+
+
 class CheckpointError(GeckoError):
     """The log of a run cannot be used."""
 
@@ -183,7 +193,7 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class UnknownFormat(CheckpointError):
-    """The log was written by a newer version."""
+    """What is stored was written by a newer version."""
 
 
 class Unavailable(GeckoError):
@@ -198,6 +208,13 @@ class StoreUnavailable(Unavailable):
 
 class ClusterUnavailable(Unavailable):
     """The Ray cluster cannot be reached, or keeps no process of ours."""
+
+
+class QueueFull(Unavailable):
+    """So many runs wait already that no other is taken."""
+
+    retry_after: float = 1.0
+    """Seconds after which to ask again is worth while."""
 
 
 class WorkerLost(Unavailable):

@@ -24,6 +24,11 @@ class Remote(Protocol):
     key: RunKey
 
     @property
+    def lasting(self) -> bool:
+        """Whether the run belongs to a cluster: it goes on when whoever waits for it leaves."""
+        ...
+
+    @property
     def status(self) -> str: ...
     async def wait(self) -> None:
         """Return when the run has stopped; never raises for how it ended."""
@@ -71,7 +76,7 @@ class RunHandle:
         """Return the run's output when it has ended.
 
         Cancelling the awaiting task drains the run: running steps end within the grace, the run is released, and can be resumed. `unwanted`
-        says otherwise: of what nobody can resume everything stops at once.
+        says otherwise: of what nobody can resume everything stops at once. A submitted run goes on.
 
         Raises: StepFailed, StateConflict, StepLimitReached, RunTimedOut, RunCancelled, RunPaused, LeaseLost, StoreUnavailable.
         """
@@ -91,6 +96,8 @@ class RunHandle:
         await self._stop(Halt.DRAIN)
 
     async def _stop(self, halt: Halt) -> None:
+        if halt is Halt.DRAIN and self._remote.lasting:
+            return
         self._remote.request(halt)
         with suppress(asyncio.CancelledError):
             await self._remote.wait()

@@ -51,6 +51,8 @@ class LocalRunner:
 class LocalRun:
     """A run that this process drives, or that had completed before."""
 
+    lasting = False
+
     def __init__(self, begun: Begun, request: Request, log: Log | None) -> None:
         """Start driving."""
         self.run_id = begun.run_id
@@ -151,6 +153,13 @@ class LocalRun:
             self._conductor.control.request(halt)
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._conductor.control.request, halt)
+
+    async def tell(self, kind: str, data: dict[str, Any]) -> None:
+        """Write down an event of the run as a whole; returns when it is on storage."""
+        if self._conductor is not None:
+            ledger = self._conductor.driver.ledger
+            ledger.tell(kind, data=data)
+            await ledger.checkpoint()
 
     async def events(self, *, after: int, transient: bool) -> AsyncIterator[Event]:
         """Yield the events after a number, then those to come until the run stops."""

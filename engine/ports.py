@@ -1,10 +1,11 @@
 """The world as the engine sees it: protocols only, each method with its contract. Backends are chosen by URL or name."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from engine.core.ids import make_run_id
+from engine.errors import GeckoError
 
 
 class RunKey(NamedTuple):
@@ -128,12 +129,27 @@ class Log(Protocol):
         """Yield committed rows as they come, until the run ends or nobody drives it."""
         ...
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
-        """The runs, newest first, read from their tails."""
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
+        """The runs, newest first, read from their tails.
+
+        One whose log is damaged, or of a newer format, is left out: with a warning in the log of the program, or `on_damage` is called
+        with its place and what is wrong, in any thread.
+        """
         ...
 
     async def delete(self, key: RunKey) -> None:
         """Remove a run by name: claim it, remove its data, leave a tombstone. Raises: RunBusy, RunNotFound."""
+        ...
+
+    def keep_lease(self, seconds: float) -> None:
+        """Let this process, as an owner of runs, be believed to live only while it says so again within so many seconds.
+
+        It is said by a thread of the log, so an owner that is stopped, frozen or cut off loses its runs to whoever claims them after that
+        time; the epoch keeps it from committing when it wakes. Called once, before the first claim; where owners have leases in any case
+        it changes nothing.
+        """
         ...
 
     async def prune(self, *, older_than: float) -> int:

@@ -13,7 +13,7 @@ from engine.core.events import Event
 from engine.core.graph import PLAIN, Composite, Edge, Graph, Join, Kind, Node, Problem
 from engine.core.ids import check_name
 from engine.core.plan import Options, Plan, compile_plan, layers
-from engine.core.policy import Limits, OnError, Policy, Resources, Retry, check_limit
+from engine.core.policy import Limits, OnError, Policy, Resources, Retry, check_count, check_limit
 from engine.core.registry import unknown
 from engine.core.state import REDUCERS
 from engine.engine import Engine, known_executor
@@ -69,9 +69,9 @@ class Workflow(Composite):
 
     checkpoint_strategy: _Option[CheckpointStrategy] = _Option(lambda what, value: _strategy(what, value))
     on_commit_failure: _Option[Literal["stop", "warn"]] = _Option(lambda what, value: _one_of(what, value, ("stop", "warn")))
-    max_steps: _Option[int] = _Option(lambda what, value: _count(what, value, 0))
-    max_history_retention: _Option[int | None] = _Option(lambda what, value: None if value is None else _count(what, value, 0))
-    max_concurrency: _Option[int | None] = _Option(lambda what, value: None if value is None else _count(what, value, 1))
+    max_steps: _Option[int] = _Option(lambda what, value: check_count(what, value, 0))
+    max_history_retention: _Option[int | None] = _Option(lambda what, value: None if value is None else check_count(what, value, 0))
+    max_concurrency: _Option[int | None] = _Option(lambda what, value: None if value is None else check_count(what, value, 1))
     on_conflict: _Option[Literal["warn", "error"]] = _Option(lambda what, value: _one_of(what, value, ("warn", "error")))
     executor: _Option[str | None] = _Option(lambda what, value: known_executor(value, what))
     _plan: Plan | None = None
@@ -114,7 +114,7 @@ class Workflow(Composite):
         self.target: str | None = None
         """Where the workflow is found again: `module:name` or `file.py:name`; found out at the start of a run where it is None."""
         self._graph = Graph(allow_cycles=allow_cycles)
-        self._retry = Retry(attempts=1 + _count("max_retries", max_retries, 0), delay=2.0) if enable_retry else None
+        self._retry = Retry(attempts=1 + check_count("max_retries", max_retries, 0), delay=2.0) if enable_retry else None
         self._reducers, self._custom = _reducers(reducers or {})
         self._bound: dict[int, Binding] = {}
         """By id of a body, which its binding keeps alive: a body that many nodes share is looked at once."""
@@ -172,7 +172,7 @@ class Workflow(Composite):
         """
         policy = self._policy(name, retry, timeout, on_error, fallback, priority, _resources(
             name, num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, custom=resources or {}), executor)  # fmt: skip
-        width = None if max_concurrency is None else _count(f"node {name!r}: max_concurrency", max_concurrency, 1)
+        width = None if max_concurrency is None else check_count(f"node {name!r}: max_concurrency", max_concurrency, 1)
         return self._add(name, body, "map", policy, join=join, over=_state_key(f"node {name!r}: over", over), width=width)
 
     def _policy(
@@ -181,9 +181,9 @@ class Workflow(Composite):
     ) -> Policy:  # fmt: skip
         _one_of(f"node {name!r}: on_error", on_error, ("fail", "skip", "fallback"))
         known_executor(executor, f"node {name!r}: executor")
-        _count(f"node {name!r}: priority", priority)
+        check_count(f"node {name!r}: priority", priority)
         if isinstance(retry, int) and not isinstance(retry, bool):
-            retry = Retry(attempts=_count(f"node {name!r}: retry", retry, 1))
+            retry = Retry(attempts=check_count(f"node {name!r}: retry", retry, 1))
         if retry is not None and not isinstance(retry, Retry):
             raise DefinitionError(f"node {name!r}: retry={retry!r} is neither a number of attempts nor a Retry", where=name)
         limits = timeout if isinstance(timeout, Limits) else Limits(attempt=check_limit(timeout, f"node {name!r}: timeout"))
@@ -444,13 +444,6 @@ def _strategy(what: str, value: Any) -> CheckpointStrategy:
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise DefinitionError(f"{what}={value!r} is none of {', '.join(map(repr, allowed))}", where=what)
-    return value
-
-
-def _count(what: str, value: Any, least: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        wanted = "a whole number" if least is None else f"a whole number from {least}"
-        raise DefinitionError(f"{what} must be {wanted}, not {value!r:.80}", where=what)
     return value
 
 

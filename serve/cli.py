@@ -1,4 +1,5 @@
-"""The command `gecko`: its commands about workflows, and how errors look. `gecko runs` is in serve/cli_runs.py.
+"""The command `gecko`: its commands about workflows, and how errors look. `gecko runs` is in serve/cli_runs.py, the commands about
+clusters in serve/cli_cluster.py.
 
 Exit statuses are those of cluster/command.py. The result alone goes to standard output; an error is one line on standard error that says
 what to do.
@@ -9,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -24,13 +25,18 @@ from engine.handle import RunHandle
 from engine.observe.progress import counted
 from engine.workflow import Workflow
 from serve import service
+from serve.cli_cluster import down, status, up
 from serve.cli_runs import runs
+from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
 from serve.project import make_project
 from serve.running import perform
 from serve.screen import results_apart
 from serve.settings import read_settings
+
+if TYPE_CHECKING:
+    from engine.store.index import Rebuilt
 
 #: What typer raises for wrong usage; it brings its own copy of click, or uses the installed one, as its version has it.
 ClickException: Any = typer.BadParameter.__bases__[0].__bases__[0]
@@ -40,6 +46,8 @@ _MOST_MEMBERS = 8
 
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
+for command_of_clusters in (submit, up, down, status):
+    app.command()(command_of_clusters)
 
 
 @app.callback(invoke_without_command=True)
@@ -175,11 +183,17 @@ def _plan_lines(node: service.NodePlan, name: str, depth: int) -> list[str]:
 
 
 @app.command("doctor")
-def examine(storage: Storage = None, json: Json = False) -> int:
-    """Check the installation and the storage."""
+def examine(
+    storage: Storage = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index of runs and dead letters again, from their logs.")] = False,
+    json: Json = False,
+) -> int:
+    """Check the installation and the storage, or make the index of runs again."""
     place = service.find_place(storage, read_settings().storage)
     from serve import doctor  # it asks about every library, which takes a while
 
+    if rebuild:
+        return _show_rebuilt(doctor.rebuild(str(place.url)), json=json)
     checks = doctor.examine(str(place.url))
     if json:
         typer.echo(json_text([{"name": c.name, "ok": c.ok, "text": c.text} for c in checks]))
@@ -187,6 +201,17 @@ def examine(storage: Storage = None, json: Json = False) -> int:
         for check in checks:
             typer.echo(f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<9} {check.text}")
     return OK if all(check.ok for check in checks) else OUTSIDE
+
+
+def _show_rebuilt(done: "Rebuilt", *, json: bool) -> int:
+    if json:
+        damaged = [{"log": log, "error": error} for log, error in done.damaged]
+        typer.echo(json_text({"runs": done.runs, "dead_letters": done.letters, "damaged": damaged}))
+    else:
+        typer.echo(f"indexed {counted(done.runs, 'run')} and {counted(done.letters, 'dead letter')}")
+        for log, error in done.damaged:
+            typer.echo(f"LEFT OUT  {log}: {one_line(error)}")
+    return OUTSIDE if done.damaged else OK
 
 
 def main() -> None:

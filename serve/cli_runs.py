@@ -26,7 +26,7 @@ from engine.errors import ConfigurationError, UnknownName
 from engine.handle import RunHandle
 from engine.observe.progress import Progress, counted, seconds_text
 from engine.ports import RunSummary
-from serve import service
+from serve import service, submitted
 from serve.live import open_view
 from serve.options import Executor, Json, Run, Storage
 from serve.running import perform
@@ -201,6 +201,11 @@ def resume(
     async def drive(results: TextIO) -> None:
         place = _place(storage, target)
         engine = service.open_engine(place, executor=executor)
+        if target is None and executor is None and not takeover:
+            told_by_cluster = await submitted.resume(engine, await engine.find(run), accept=accept)
+            if told_by_cluster is not None:
+                _tell_asked(*told_by_cluster, place, as_json=json)
+                return
         key, flow, go_on = await service.resumer(engine, run, target, accept=accept, takeover=takeover)
         words = ("gecko", "runs", "resume", make_run_id(*key), *filter(None, [target]))
         told = Told(engine, command_text(*words, executor=executor, storage=place.option))
@@ -213,6 +218,42 @@ def resume(
 
     with results_apart() as results:
         asyncio.run(drive(results))
+
+
+@runs.command()
+def pause(run: Run, storage: Storage = None, json: Json = False) -> None:
+    """Let no further step of a run start; those that run end, and are recorded."""
+    _ask(run, "pause", storage, as_json=json)
+
+
+@runs.command()
+def cancel(run: Run, storage: Storage = None, json: Json = False) -> None:
+    """Stop a run for good."""
+    _ask(run, "cancel", storage, as_json=json)
+
+
+@runs.command()
+def retry(run: Run, storage: Storage = None, json: Json = False) -> None:
+    """Let the cluster go on with a run that failed or timed out, from what failed."""
+    _ask(run, "retry", storage, as_json=json)
+
+
+def _ask(run: str, action: str, storage: str | None, *, as_json: bool) -> None:
+    """Have something done to a run, by the cluster where that drives it."""
+
+    async def ask(engine: Engine) -> tuple[str, str]:
+        return await (submitted.retry(engine, run) if action == "retry" else submitted.stop(engine, run, action))
+
+    run_id, status = _do(storage, ask)
+    _tell_asked(run_id, status, _place(storage), as_json=as_json)
+
+
+def _tell_asked(run_id: str, status: str, place: service.Place, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json_text({"run_id": run_id, "status": status}))
+        return
+    follow = "" if status in service.ENDED else f"; follow it with: {command_text('gecko', 'runs', 'watch', run_id, storage=place.option)}"
+    say(f"run {run_id} is {status}{follow}")
 
 
 @runs.command()

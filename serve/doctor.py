@@ -1,6 +1,7 @@
 """Checks of an installation: Python, versions, where our packages come from, whether the storage does what a log needs, Ray, memory.
 
 Each check says what it found and, where something is wrong, what to do. It changes nothing: what it writes into the storage it removes.
+Only when it is asked to does it make the index of runs again.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from engine import __version__
 from engine.core.places import shown
 from engine.errors import GeckoError
 from engine.ports import Log
-from engine.store import open_log
+from engine.store import index, open_log, open_records
+from engine.store.index import Rebuilt
 from serve.origin import hidden_here, shadows
 
 _LEAST_MEMORY = 1 << 30
@@ -38,6 +40,23 @@ class Check(NamedTuple):
 def examine(storage: str) -> list[Check]:
     """Perform all checks."""
     return [_python(), _versions(), _packages(), _storage(storage), _ray(), _memory()]
+
+
+def rebuild(storage: str) -> Rebuilt:
+    """Make the index of runs and dead letters again, from the logs of a storage.
+
+    Raises: ConfigurationError, StoreUnavailable, UnknownFormat.
+    """
+
+    async def work() -> Rebuilt:
+        log, records = open_log(storage), open_records(storage)
+        try:
+            return await index.rebuild(log, records)
+        finally:
+            await records.close()
+            await log.close()
+
+    return asyncio.run(work())
 
 
 def _python() -> Check:

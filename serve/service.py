@@ -40,6 +40,9 @@ from serve.report import StepReport, raised_at, steps_of
 STATUSES = (*(s.value for s in Status), "interrupted")
 """What a run may be listed as: its status, or `interrupted` for one that is recorded as running and that nobody drives."""
 
+ENDED = ("paused", "completed", "failed", "cancelled", "timed_out")
+"""Statuses in which nobody drives a run."""
+
 MOST_NAMES = 6
 """Of so many members of a team the name is said."""
 

@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(("GECKO_", "RAY_")) and name != REQUIRE:  # which the processes of pytest-xdist inherit
             patch.delenv(name)
+    patch.setenv("GECKO_HOME", f"{os.devnull}/gecko")  # no head that a developer has up is met
     patch.setenv("RAY_AUTH_MODE", "token")
     patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -22,7 +22,7 @@ from engine.checkpoint.batch import FINAL, RELEASING, BatchFormat, Record, Tail
 from engine.checkpoint.intake import Commit
 from engine.checkpoint.journal import Claimed, Held, View, claim, delete, perform, sweep, view, view_more
 from engine.checkpoint.writer import OpenClaim, Writer, WritingPlace
-from engine.errors import CheckpointError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
+from engine.errors import CheckpointError, GeckoError, LeaseLost, RunBusy, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Owner, Row, RunKey, RunSummary
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ T = TypeVar("T")
 _LOOK_AGAIN, _FOLLOW_AGAIN = 0.05, 0.05
 #: Seconds that a claim without a record is given to write it, by another claimer and by a reader.
 _CLAIM_TIME, _READ_TIME = 0.25, 1.0
+#: So often in the time of a lease its owner says that it lives.
+BEATS = 4
 #: Seconds that the end of a process waits for the last commits.
 _EXIT_TIME = 2.0
 
@@ -54,6 +56,8 @@ class Medium(Protocol):
     def enter(self) -> None: ...
     def leave(self) -> None: ...
     def lives(self, owner: Owner) -> bool: ...
+    def lease(self, seconds: float) -> None: ...
+    def beat(self) -> None: ...
     def prune_owners(self) -> None: ...
     def place(self, key: RunKey) -> MediumPlace: ...
     def places(self, workflow: str | None, session: str | None) -> Iterator[tuple[RunKey | None, MediumPlace]]: ...
@@ -70,6 +74,7 @@ class SegmentLog:
         self._lock = threading.Lock()
         self._driven: dict[RunKey, OpenClaim] = {}
         self._claiming: set[RunKey] = set()
+        self._beats: threading.Thread | None = None
         keep(self)
 
     async def claim(self, key: RunKey, *, takeover: bool = False, wait: float = 0.0) -> Claim:
@@ -109,14 +114,27 @@ class SegmentLog:
                 return
             await asyncio.sleep(_FOLLOW_AGAIN)
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
-        return await _in_thread(self._scan, workflow, session)
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
+        return await _in_thread(self._scan, workflow, session, on_damage or _warn)
 
     async def delete(self, key: RunKey) -> None:
         await _in_thread(self._delete, key)
 
     async def prune(self, *, older_than: float) -> int:
         return await _in_thread(self._prune, older_than)
+
+    def keep_lease(self, seconds: float) -> None:
+        self._medium.lease(seconds)
+        if self._beats is None:
+            self._beats = threading.Thread(target=_beat, args=(weakref.ref(self), seconds / BEATS), name="gecko-lease", daemon=True)
+            self._beats.start()
+
+    def beat(self) -> None:
+        """Say that this process lives."""
+        with self._lock:
+            self._medium.beat()
 
     async def close(self) -> None:
         await _in_thread(self._close)
@@ -126,6 +144,7 @@ class SegmentLog:
         for held in self._driven.values():
             held.ended = LeaseLost("the claim belongs to the process that this one was forked from; claim the run here")
         self._lock, self._driven, self._claiming = threading.Lock(), {}, set()
+        self._beats = None
         self._writer.after_fork()
         self._medium.after_fork(owner)
 
@@ -264,9 +283,9 @@ class SegmentLog:
         rows = [row for row in seen.rows if row.seq > after]
         return rows, seen, before is not None and not driven and seen.epoch == before.epoch
 
-    def _scan(self, workflow: str | None, session: str | None) -> list[RunSummary]:
+    def _scan(self, workflow: str | None, session: str | None, on_damage: Callable[[str, GeckoError], object]) -> list[RunSummary]:
         found: list[RunSummary] = []
-        for key, place, record, tail, released in self._outlines(workflow, session):
+        for key, place, record, tail, released in self._outlines(workflow, session, on_damage):
             if record.deleted:
                 continue
             driven = not released and tail.status not in RELEASING and self._lives(key, record.owner)
@@ -284,14 +303,16 @@ class SegmentLog:
         found.sort(key=lambda run: (-run.started_at, run.key))
         return found
 
-    def _outlines(self, workflow: str | None, session: str | None) -> Iterator[tuple[RunKey, MediumPlace, Record, Tail, bool]]:
+    def _outlines(
+        self, workflow: str | None, session: str | None, on_damage: Callable[[str, GeckoError], object]
+    ) -> Iterator[tuple[RunKey, MediumPlace, Record, Tail, bool]]:
         for told, place in self._medium.places(workflow, session):
             form = BatchFormat(told or RunKey("", "", 0), place.path)
             for n in reversed(place.present()):
                 try:
                     outline = form.outline(n, place.size(n), lambda start, count, n=n, place=place: place.read_from(n, start, count))
                 except CheckpointError as error:
-                    logger.warning("a run is left out of the list", extra={"file": place.path(n), "error": str(error)})
+                    on_damage(place.path(n), error)
                     break
                 if outline is not None:
                     yield told or outline[0].key, place, *outline
@@ -312,7 +333,7 @@ class SegmentLog:
 
     def _prune(self, older_than: float) -> int:
         before, removed = time.time() - older_than, 0
-        for key, place, record, tail, _ in self._outlines(None, None):
+        for key, place, record, tail, _ in self._outlines(None, None, _warn):
             if record.deleted:
                 if record.since <= before:
                     perform(sweep(record.epoch), place)
@@ -332,6 +353,22 @@ class SegmentLog:
         with self._lock:
             if not any(held.driving for held in self._driven.values()) and not self._claiming:
                 self._medium.leave()
+
+
+def _beat(log: "weakref.ref[SegmentLog]", every: float) -> None:
+    """Say again and again that this process lives, for as long as its log is there."""
+    never = threading.Event()
+    while (kept := log()) is not None:
+        try:
+            kept.beat()
+        except OSError as error:  # the disk is full or gone: so long nobody else can claim a run either
+            logger.warning("A lease could not be kept", extra={"url": kept.url, "error": str(error)})
+        del kept
+        never.wait(every)
+
+
+def _warn(place: str, error: GeckoError) -> None:
+    logger.warning("a run is left out of the list", extra={"file": place, "error": str(error)})
 
 
 class _Kept(Protocol):

@@ -120,6 +120,10 @@ class Recorded:
         self.code = ""
         """A hash of the code that it was driven with last."""
         self.input: Any = None
+        self.began_at = 0.0
+        """Seconds since 1970."""
+        self.asked = ""
+        """What was asked of the run and has not been done: `pause`, `cancel`, or nothing."""
         self.ended: dict[str, Any] = {}
         """Data of the newest event that ended or paused the run."""
         self.ended_at = 0.0
@@ -190,6 +194,8 @@ class Recorded:
                 data = info_of(row)
                 if "reduced" in data and row.output is not None:
                     self.reductions[row.step, data["layer"], data["reduced"]] = row.output
+            case "signal_received":
+                self.asked = info_of(row).get("name", "")
             case "once_intended":
                 self.intents.add((row.step, info_of(row)["key"]))
             case "once_done":
@@ -218,14 +224,14 @@ class Recorded:
     def _take_status(self, row: Row) -> None:
         self.status = STATUS_AFTER[row.kind]
         if row.kind == "run_started":
-            self.started = info_of(row)
+            self.started, self.began_at = info_of(row), row.at
             self.input = Encoded(row.output) if row.output is not None else None
             self._take_definition(self.started)
         elif row.kind == "run_resumed":
             self.resumes += 1
             self._take_definition(info_of(row))
         else:
-            self.ended, self.ended_at = info_of(row), row.at
+            self.ended, self.ended_at, self.asked = info_of(row), row.at, ""
             self.output = Encoded(row.output) if row.output is not None else None
             if row.kind == "run_failed":  # a failed run that is resumed has all its attempts again
                 self.due.clear()

@@ -16,6 +16,15 @@ def make_run_id(workflow: str, session: str, n: int) -> RunId:
     return RunId(f"{workflow}.{session}.{n}")
 
 
+def split_run_id(run_id: str) -> tuple[str, str, int] | None:
+    """Return workflow, session and number of a run's id; None for what is no such id."""
+    workflow, dot, rest = run_id.partition(".")
+    session, second, n = rest.rpartition(".")
+    if not (dot and second and workflow and session) or not (n.isascii() and n.isdecimal()) or n != str(int(n)) or n == "0":
+        return None
+    return workflow.replace("%2E", ".").replace("%25", "%"), session, int(n)
+
+
 def make_step_id(run: str, node: str, at: int, ordinal: int | None = None) -> StepId:
     """Return `run/node/pass`, or `run/node/pass/ordinal` for an item of a map (ordinals from 0)."""
     return StepId(f"{run}/{node}/{at}" if ordinal is None else f"{run}/{node}/{at}/{ordinal}")

@@ -218,7 +218,8 @@ def _inner_data(body: Any) -> dict[str, Any] | None:
     if isinstance(body, TeamPlan):
         members = [[member.name, _inner_data(member.body)] for member in body.members]
         pick = body.strategy.pick
-        return {"team": body.name, "members": members, "need": body.strategy.need, "pick": "judge" if callable(pick) else pick}
+        strategy = {"need": body.strategy.need, "stagger": body.strategy.stagger, "pick": "judge" if callable(pick) else pick}
+        return {"team": body.name, "members": members, **strategy}
     return to_data(body) if isinstance(body, Plan) else None
 
 
@@ -227,7 +228,8 @@ def _inner_from(data: Mapping[str, Any] | None) -> Any:
         return None
     if "team" not in data:
         return from_data(data)
-    strategy = Strategy(data["need"], pick=_recorded if data["pick"] == "judge" else data["pick"])
+    pick = _recorded if data["pick"] == "judge" else data["pick"]
+    strategy = Strategy(data["need"], data.get("stagger", 0.0), pick)  # runs of earlier versions do not say it
     members = tuple(Node(name=name, body=_inner_from(inner)) for name, inner in data["members"])
     return TeamPlan(name=data["team"], members=members, strategy=strategy)
 

@@ -26,6 +26,14 @@ def check_limit(value: float | None, what: str) -> float | None:
     raise DefinitionError(f"{what} must be a number of seconds, 0 or more, not {value!r:.80}", where=what)
 
 
+def check_count(what: str, value: object, least: int | None = None) -> int:
+    """Return a whole number. Raises: DefinitionError for anything else, and for one below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        wanted = "a whole number" if least is None else f"a whole number from {least}"
+        raise DefinitionError(f"{what} must be {wanted}, not {value!r:.80}", where=what)
+    return value
+
+
 def class_names(kinds: object) -> tuple[str, ...]:
     """Return error classes, or their names, as names: what a policy compares, since classes may live in another process."""
     each: tuple[object, ...] = tuple(kinds) if isinstance(kinds, (tuple, list, set, frozenset)) else (kinds,)  # type: ignore[arg-type]

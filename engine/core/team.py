@@ -9,7 +9,7 @@ the order in which that was committed, so a race that is brought back from its l
     VOTE         the most frequent answer              BEST(judge) the answer that scores highest
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -239,9 +239,38 @@ def _picked(strategy: Strategy, count: int, chosen: Sequence[End]) -> tuple[int,
     by_member = sorted(chosen)
     if strategy.judge is not None:
         return (max(by_member, key=lambda end: (end.score or 0.0, -end.member)).member,)
-    values = [opened(end.value) for end in by_member]
-    votes = [sum(same(value, other) for other in values) for value in values]
-    return (by_member[votes.index(max(votes))].member,)  # the first of the most: ties go by declared order
+    return (_most_frequent(by_member),)
+
+
+def _most_frequent(ends: Sequence[End]) -> int:
+    """Return who was the first, in the order given, to answer what most have answered."""
+    boxes: dict[Hashable, list[list[Any]]] = {}
+    ballots: list[list[Any]] = []
+    for end in ends:
+        value = opened(end.value)
+        box = boxes.setdefault(_box(value), [])
+        ballot = next((ballot for ballot in box if same(ballot[0], value)), None)
+        if ballot is None:
+            ballot = [value, 0, end.member]
+            box.append(ballot)
+            ballots.append(ballot)
+        ballot[1] += 1
+    return max(ballots, key=lambda ballot: ballot[1])[2]  # of several the first
+
+
+def _box(value: Any) -> Hashable:
+    """Return what is equal for values that are the same, so that few have to be compared."""
+    kind: Hashable = cast("Hashable", type(value))
+    if isinstance(value, (list, tuple)):
+        return (kind, *map(_box, cast("Sequence[Any]", value)))
+    if isinstance(value, dict):
+        return kind, frozenset((key, _box(held)) for key, held in cast("dict[Any, Any]", value).items())
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset(cast("set[Any]", value))
+    try:
+        return kind, hash(value) if value == value else None  # NaN is the same as NaN, and hashes by where it lies
+    except Exception:  # noqa: BLE001 - an array has no hash; a foreign value may do as it likes
+        return kind
 
 
 def named(member: Node, label: str, policy: Policy = PLAIN) -> Node:

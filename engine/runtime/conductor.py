@@ -6,6 +6,7 @@ listen. Which step comes when is the driver's business.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from engine.checkpoint.codec import is_large
@@ -37,6 +38,8 @@ class Conductor:
         self.timeout = timeout
         self.status = Status.RUNNING
         self.error: BaseException | None = None
+        self.gate: Callable[[], Awaitable[None]] | None = None
+        """Awaited when the run's beginning is on storage and before anything of it starts; ends early when the run is asked to stop."""
         self._first = first
 
     async def conduct(self) -> None:
@@ -51,7 +54,7 @@ class Conductor:
                 driver.tell("member_lost", node, step, {"reason": "the process that performed it ended"}, attempt=attempt)
         if self.timeout is not None and self.timeout <= 0:
             self.control.request(Halt.TIMEOUT)
-        inner = asyncio.get_running_loop().create_task(driver.drive())
+        inner = asyncio.get_running_loop().create_task(driver.drive() if self.gate is None else self._drive_behind(self.gate))
         try:
             await self._attend(inner)
             if driver.stops:
@@ -70,6 +73,11 @@ class Conductor:
             self._stopped(Status.FAILED, error)
             ledger.fence()
         await self._close()
+
+    async def _drive_behind(self, gate: Callable[[], Awaitable[None]]) -> None:
+        await self.driver.ledger.checkpoint()
+        await gate()
+        await self.driver.drive()
 
     async def _attend(self, inner: "asyncio.Task[None]") -> None:
         """Wait for the driver; where it has to stop and a body does not listen, go on without it."""

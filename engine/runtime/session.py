@@ -59,6 +59,8 @@ class Request:
     watch: bool = True
     """Whether events are kept for whoever asks later, where there is no log to read them from."""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    submission: dict[str, Any] | None = None
+    """Of a run that belongs to a cluster: what goes on with it has to know. Recorded with its start."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,6 +202,7 @@ def _start_data(request: Request) -> dict[str, Any]:
         "hash": definition_hash(request.plan),
         "target": request.target,
         "code": request.code,
+        **({} if request.submission is None else {"submission": request.submission}),
     }
 
 

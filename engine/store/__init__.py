@@ -5,11 +5,12 @@ import re
 import threading
 from pathlib import Path
 from typing import cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from engine.core.places import shown
 from engine.errors import ConfigurationError
 from engine.ports import Log
+from engine.records import Records
 
 #: Where runs go when nobody says where.
 DEFAULT_PLACE = ".gecko"
@@ -26,7 +27,11 @@ _LATER = {
     "redis": "Redis",
 }
 
+RECORDS = "records.db"
+"""The file of the records of a folder."""
+
 _opened: dict[str, Log] = {}
+_records: dict[str, Records] = {}
 _lock = threading.Lock()
 
 
@@ -47,6 +52,40 @@ def open_log(url: str | os.PathLike[str] | None = None) -> Log:
     if scheme not in ("", "file"):
         raise _unknown(text, scheme)
     return _open_files(*_folder(text))
+
+
+def open_records(url: str | os.PathLike[str] | None = None) -> Records:
+    """Return the records of a place: those of a log in the same place, in `records.db` of a folder, in the database, or in memory.
+
+    They are opened once in a process; nothing is looked at before the first call.
+
+    Raises: ConfigurationError, as `open_log`.
+    """
+    from engine.store.database import Address, Database, read_address
+    from engine.store.records import SqlRecords
+
+    text = os.fspath(url) if url is not None else DEFAULT_PLACE
+    scheme, folder = _scheme(text), None
+    if scheme == "memory":
+        address = Address("sqlite", text)
+    elif scheme in ("", "file"):
+        folder = Path(os.path.realpath(_folder(text)[0].expanduser()))
+        if folder.exists() and not folder.is_dir():
+            raise ConfigurationError(f"storage {str(folder)!r} is a file: name a folder", where=str(folder))
+        address = Address("sqlite", f"sqlite:///{quote(str(folder / RECORDS))}", folder / RECORDS)
+    else:
+        address = read_address(_without_options(text))
+    with _lock:
+        if address.url not in _records:
+            _records[address.url] = cast(Records, SqlRecords(Database(address), folder=folder))
+        return _records[address.url]
+
+
+def _without_options(url: str) -> str:
+    """Leave out what a URL says of a log alone."""
+    start, _, options = url.partition("?")
+    kept = [option for option in options.split("&") if option and option.partition("=")[0] not in ("lease", "trust")]
+    return f"{start}?{'&'.join(kept)}" if kept else start
 
 
 def is_relative(url: str | os.PathLike[str]) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, AsyncAdaptedQueuePool, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -67,7 +67,7 @@ class Address(NamedTuple):
     url: str
     """What opens it again from any folder; it may hold a password."""
     path: Path | None = None
-    """The file of SQLite."""
+    """The file of SQLite; None for one in memory, which is there for as long as it is open."""
 
 
 def read_address(url: str) -> Address:
@@ -294,15 +294,20 @@ def _make_engine(database: Database) -> AsyncEngine:
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": 4, "max_overflow": 8, "pool_timeout": _STATEMENT}
     if database.kind == "postgresql":
         return create_async_engine("postgresql+asyncpg://", async_creator=lambda: _connect(database), **options)
-    path = database.path
-    assert path is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))  # SQLite gives the files beside it the same mode
+    path, mode = database.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    if path is None:  # all there is of it is one connection
+        options |= {"pool_size": 1, "max_overflow": 0}
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, mode, 0o600))  # SQLite gives the files beside it the same mode
     from engine.store.sqlite_inline import InlineConnection
 
     registry.register("sqlite.inline", "engine.store.sqlite_inline", "InlineSqlite")
     engine = create_async_engine(
-        URL.create("sqlite+inline", database=os.fspath(path)), connect_args={"timeout": 0, "factory": InlineConnection}, **options
+        URL.create("sqlite+inline", database=":memory:" if path is None else os.fspath(path)),
+        poolclass=AsyncAdaptedQueuePool,
+        connect_args={"timeout": 0, "factory": InlineConnection},
+        **options,
     )
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin_transaction)

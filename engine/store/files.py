@@ -222,6 +222,7 @@ class FileMedium:
         self.owner = owner
         self._runs, self._owners = self.root / "runs", self.root / "owners"
         self._lock_fd = -1
+        self._lease: float | None = None
         self._durable: set[Path] = set()
         if not trust:
             refuse_remote(self.root)
@@ -239,7 +240,8 @@ class FileMedium:
         fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(fd, json.dumps({"host": self.owner.host, "pid": self.owner.pid, "since": time.time()}).encode())
+            told = {"host": self.owner.host, "pid": self.owner.pid, "since": time.time(), "lease": self._lease}
+            os.write(fd, json.dumps(told).encode())
             os.rename(hidden, shown)  # seen only when it is locked, so that nobody takes it for dead
         except BaseException:
             os.close(fd)
@@ -264,10 +266,19 @@ class FileMedium:
         try:
             fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for the owner
         except BlockingIOError:
-            return True
+            return not _lease_is_over(fd)
         finally:
             os.close(fd)
         return False
+
+    def lease(self, seconds: float) -> None:
+        """Say, for the time from the next `enter` on, how long the lock alone is believed."""
+        self._lease = seconds
+
+    def beat(self) -> None:
+        """Say that this process lives; by the file's time, since the file is not opened a second time."""
+        if self._lock_fd >= 0:
+            os.utime(self._lock_fd)
 
     def prune_owners(self) -> None:
         """Remove the files of owners that live no more."""
@@ -335,6 +346,15 @@ def _folders(above: Path, name: str | None) -> Sequence[Path]:
         return sorted(Path(entry.path) for entry in os.scandir(above) if entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _lease_is_over(fd: int) -> bool:
+    """Tell whether an owner that promised to say that it lives has not said so in time."""
+    try:
+        lease = json.loads(os.pread(fd, 4096, 0)).get("lease")
+    except ValueError:
+        return False
+    return lease is not None and time.time() - os.fstat(fd).st_mtime > lease
 
 
 def _changed(path: Path) -> float:

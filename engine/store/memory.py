@@ -85,6 +85,12 @@ class MemoryMedium:
     def lives(self, owner: Owner) -> bool:
         return self._entered and owner.id == self.owner.id
 
+    def lease(self, seconds: float) -> None:
+        return
+
+    def beat(self) -> None:
+        return
+
     def prune_owners(self) -> None:
         return
 

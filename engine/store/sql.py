@@ -140,6 +140,9 @@ class SqlLog:
         if held is not None:
             self._writer.end(held, LeaseLost(f"run {run_name(key)} was deleted"))
 
+    def keep_lease(self, seconds: float) -> None:
+        """Keep the lease that each log in a database has in any case."""
+
     async def prune(self, *, older_than: float) -> int:
         before, removed = time.time() - older_than, 0
         if (keys := await self._read(partial(transactions.prunable, before=before))) is None:

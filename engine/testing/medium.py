@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from engine.checkpoint.batch import BatchFormat
 from engine.checkpoint.journal import Held, append, claim, commit, perform, view
 from engine.core.events import STATUS_AFTER
-from engine.errors import LeaseLost, RunNotFound, StoreUnavailable
+from engine.errors import GeckoError, LeaseLost, RunNotFound, StoreUnavailable
 from engine.ports import Claim, Clock, Owner, Row, RunKey, RunSummary
 from engine.store.memory import MemoryMedium
 
@@ -249,8 +249,10 @@ class SimulatedLog:
         """Yield what is committed now."""
         yield await self.read(key, after=after)
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
-        """List the runs."""
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
+        """List the runs; nothing is damaged here without a test saying so."""
         found: list[RunSummary] = []
         for key, _ in self._medium.places(workflow, session):
             tail = _view(self._medium.inner, key).tail
@@ -266,6 +268,9 @@ class SimulatedLog:
     async def prune(self, *, older_than: float) -> int:
         """Remove nothing: a simulation is short."""
         return 0
+
+    def keep_lease(self, seconds: float) -> None:
+        """Do nothing: who lives is the simulation's to say."""
 
     async def close(self) -> None:
         """Do nothing: every append is in place when it returns."""

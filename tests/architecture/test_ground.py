@@ -13,7 +13,7 @@ def test_a_test_runs_in_an_empty_folder_of_its_own(root: Path):
 
 def test_the_shell_says_nothing_about_gecko_or_a_cluster():
     said = {name for name in os.environ if name.startswith("GECKO_") or name == "RAY_ADDRESS"}
-    assert said - {"GECKO_REQUIRE_SERVICES"} == set()  # which asks something of the tests, not of Gecko
+    assert said - {"GECKO_REQUIRE_SERVICES", "GECKO_HOME"} == set()  # which ask something of the tests, and hide what is up
 
 
 @pytest.mark.anyio

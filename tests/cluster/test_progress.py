@@ -8,6 +8,7 @@ import pytest
 from cluster.opened import Home
 from cluster.progress import WORTH, Progress, Watch, outcome_wire, unopened
 from cluster.wire import AnswerWire, CallWire, OutcomeWire, PackWire, put_together, read_answer, take_apart, to_wire
+from cluster.worker import perform_calls, rehearse
 from engine.checkpoint.codec import encode
 from engine.core.routing import Next
 
@@ -89,3 +90,32 @@ def test_a_jump_to_what_is_no_text_arrives_as_one_to_nowhere_and_costs_no_other(
     outcome.error, outcome.jump = None, Next(5)  # type: ignore[arg-type]
     told = read_answer(to_wire(AnswerWire("pack", "worker", [outcome_wire(1, outcome, None)], [])))
     assert [wire.jump for wire in told.outcomes] == ["/5"]
+
+
+class Refusing:
+    """A pack none of whose bodies can be opened."""
+
+    def __init__(self, pack: PackWire) -> None:
+        self.pack = pack
+
+    def call(self, wire: CallWire) -> Any:
+        raise LookupError("no such body")
+
+
+def test_what_the_last_call_of_a_pack_gave_comes_with_its_end_and_in_no_report_of_its_own():
+    reports = Reports()
+    calls = [CallWire(n, 0, "node", b"", 0, 0, None, 1, "", None, None, 0) for n in (1, 2)]
+    pack = PackWire("pack", "sync", calls, [], [], [], None)
+    progress = Progress(pack, Home(None, None, reports.send, None, None))  # type: ignore[arg-type]
+    progress.every = -60.0
+    progress.look()
+    perform_calls(Refusing(pack), progress)  # type: ignore[arg-type]
+    assert reports.told == [[1]]
+    assert [wire.id for wire in progress.done] == [2]
+
+
+def test_a_rehearsal_reports_nothing_and_asks_its_coordinator_one_thing():
+    reports, asked = Reports(), []
+    rehearse(Home(lambda *question: asked.append(question), None, reports.send, None, None), None)  # type: ignore[arg-type]
+    assert asked == [("rows", 0)]
+    assert reports.told == []

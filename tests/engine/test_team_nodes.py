@@ -7,7 +7,25 @@ from typing import Any
 
 import pytest
 
-from engine import ALL, BEST, HEDGE, QUORUM, RACE, VOTE, Context, Engine, Event, Member, Next, Retry, RunHandle, Strategy, Team, Workflow
+from engine import (
+    ALL,
+    BEST,
+    HEDGE,
+    QUORUM,
+    RACE,
+    VOTE,
+    Context,
+    Engine,
+    Event,
+    Member,
+    MemberResult,
+    Next,
+    Retry,
+    RunHandle,
+    Strategy,
+    Team,
+    Workflow,
+)
 from engine.errors import (
     RunCancelled,
     RunPaused,
@@ -585,3 +603,11 @@ async def test_a_hedge_that_is_resumed_starts_from_the_members_that_have_not_fai
     await pausing
     assert shown(await flow.execute(session_id="s")) == [(1, "won")]
     assert (gate.calls, calls) == (1, {"boom": 1})
+
+
+async def test_a_follower_whose_input_is_annotated_gets_results_as_objects():
+    def answers(results: list[MemberResult]) -> list[Any]:
+        return [(r.member_index, r.value if r.is_success else r.error) for r in results]
+
+    flow = Workflow("typed").add_node("panel", Team([giving(1), boom])).add_node("after", answers)
+    assert await flow.add_edge("panel", "after").set_entry_point("panel").execute(7) == [(0, 1), (1, "ValueError: boom 7")]

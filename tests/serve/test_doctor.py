@@ -1,6 +1,7 @@
 """The doctor finds what would go wrong later, says what to do, and leaves nothing behind."""
 
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -83,3 +84,51 @@ def test_free_memory_is_the_least_that_anybody_says():
     assert doctor.free_memory(lambda path: files[str(path)]) == 2_000_000
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert doctor.free_memory(lambda path: files[str(path)]) == 4096 * 1024
+
+
+@pytest.mark.slow
+def test_an_index_that_was_deleted_is_made_again(gecko: Gecko):
+    Path("flows.py").write_text(
+        "from engine import Workflow\n"
+        "def fine(value): return value\n"
+        "def broken(value): raise ValueError(value)\n"
+        "good = Workflow('good').add_node('a', fine).set_entry_point('a')\n"
+        "bad = Workflow('bad').add_node('a', broken).set_entry_point('a')\n"
+    )
+    for name, session in (("good", "one"), ("good", "two"), ("bad", "one")):
+        gecko("run", f"flows.py:{name}", "--session", session)
+    done = gecko("doctor", "--rebuild")
+    assert (done.status, done.out) == (0, "indexed 3 runs and 1 dead letter\n")
+    before = listed()
+    assert [run_id for run_id, *_ in before] == ["bad.one.1", "good.one.1", "good.two.1"]
+    for file in Path(".gecko").glob("records.db*"):
+        file.unlink()
+    done = gecko("doctor", "--rebuild", "--json")
+    assert json.loads(done.out) == {"runs": 3, "dead_letters": 1, "damaged": []}
+    assert listed() == before
+
+
+def listed() -> list[tuple[object, ...]]:
+    """What the index of this folder holds, read without any of our code."""
+    with sqlite3.connect(".gecko/records.db") as connection:
+        return connection.execute("SELECT run_id, status, started_at, finished_at, error, steps FROM gecko_runs ORDER BY run_id").fetchall()
+
+
+@pytest.mark.slow
+def test_a_damaged_log_is_named_and_left_out(gecko: Gecko):
+    Path("flows.py").write_text(
+        "from engine import Workflow\n"
+        "def broken(value): raise ValueError(value)\n"
+        "bad = Workflow('bad').add_node('a', broken).set_entry_point('a')\n"
+    )
+    for session in ("one", "two", "two"):
+        gecko("run", "flows.py:bad", "--session", session)
+    first = Path(".gecko/runs/bad/two/1/1.arrows")
+    data = bytearray(first.read_bytes())
+    data[-200] ^= 0xFF  # inside of what the next segment has sealed
+    first.write_bytes(data)
+    done = gecko("doctor", "--rebuild")
+    assert done.status == 3
+    told, left_out = done.out.splitlines()
+    assert told == "indexed 1 run and 1 dead letter"
+    assert left_out.startswith("LEFT OUT  bad.two.1: ")

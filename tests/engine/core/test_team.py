@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from engine.core.graph import Composite, Graph, Node
 from engine.core.plan import Options, Plan, compile_plan, definition_hash, from_data, rewired, to_data
 from engine.core.policy import Limits, Policy, Resources
+from engine.core.state import same
 from engine.core.team import (
     ALL,
     BEST,
@@ -179,6 +181,24 @@ def test_votes_are_told_apart_by_type_and_compared_all_the_way_down():
     assert settle(VOTE, 3, [won(0, True), won(1, 1), won(2, 1)]) == over(1)
     assert settle(VOTE, 3, [won(0, {"a": [1]}), won(1, {"a": [2]}), won(2, {"a": [2]})]) == over(1)
     assert settle(VOTE, 3, [won(0, None), won(1, float("nan")), won(2, float("nan"))]) == over(1)
+
+
+answers = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from(["a", 1.0, float("nan"), b"a", np.arange(2), np.arange(2.0)]),
+    lambda inner: st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(st.sampled_from(["x", 1, 1.5]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.lists(answers, min_size=1, max_size=8))
+def test_votes_are_counted_as_if_each_were_compared_with_each(values: list[Any]):
+    votes = [sum(same(value, other) for other in values) for value in values]
+    assert settle(VOTE, len(values), [won(i, value) for i, value in enumerate(values)]) == over(votes.index(max(votes)))
+
+
+def test_a_vote_of_very_many_different_answers_is_counted_in_their_number():
+    answers = [*range(20_000), 12_345]  # to compare each with each would take minutes
+    assert settle(VOTE, len(answers), [won(i, {"answer": [n]}) for i, n in enumerate(answers)]) == over(12_345)
 
 
 def test_a_vote_in_which_all_failed_has_no_winner():
@@ -431,13 +451,14 @@ def holding(body: Any) -> Plan:
 def test_a_team_goes_through_data_and_back_as_far_as_a_recorded_run_needs_it():
     inner = TeamPlan(name="inner", members=(Node(name="c", body=None),), strategy=QUORUM(1))
     members = (Node(name="a", body=None), Node(name="b", body=inner), Node(name="w", body=holding(None)))
-    for strategy in (ALL, RACE, VOTE, BEST(judge)):
+    for strategy in (ALL, RACE, HEDGE(0.5), VOTE, BEST(judge)):
         before = holding(TeamPlan(name="team", members=members, strategy=strategy, width=2, timeout=3.0))
         after = from_data(to_data(before))
         assert rewired(before, after) == []
         assert to_data(after) == to_data(before)
         body = after.nodes[0].body
-        assert (body.name, [member.name for member in body.members], body.strategy.need) == ("team", ["a", "b", "w"], strategy.need)
+        assert (body.name, [member.name for member in body.members]) == ("team", ["a", "b", "w"])
+        assert (body.strategy.need, body.strategy.stagger) == (strategy.need, strategy.stagger)
         assert isinstance(body.members[1].body, TeamPlan)
         assert isinstance(body.members[2].body, Plan)
 

@@ -1,0 +1,154 @@
+"""The caller of Ray for what outlives scripts: coordinators by name, the keeper of code, and the worker that finds code again.
+
+All of it lives in one namespace of Ray's, detached and restarted without limit; nothing of it holds what cannot be rebuilt.
+"""
+
+import logging
+import pickle
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster import remote
+from cluster.code import parcel
+from cluster.detached import Detached
+from cluster.opened import codes
+from engine.definition.target import load_target
+from engine.errors import ClusterUnavailable, GeckoError
+from engine.runtime.bind import code_of
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "gecko"
+KEEPER = "gecko-keeper"
+KEPT = 256
+"""So many parcels are kept; the code of others is found by its import path."""
+LOAD = 60.0
+"""Seconds that code has to be found in: a worker may have to start, and an environment to be made."""
+AWAY = (RayActorError, ActorUnavailableError, GetTimeoutError)
+"""What a call to a coordinator raises that is dead, about to be restarted, or does not answer."""
+
+_DETACHED: dict[str, Any] = {
+    "lifetime": "detached", "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 0,
+    "max_concurrency": 20_000,
+}  # fmt: skip
+
+
+class _Keeper:
+    """Pickled plans by name, in the cluster's memory and nowhere else: they survive coordinators, not the cluster."""
+
+    def __init__(self) -> None:
+        self._parcels: OrderedDict[str, bytes] = OrderedDict()
+
+    async def keep(self, token: str, data: bytes) -> None:
+        self._parcels[token] = data
+        self._parcels.move_to_end(token)
+        while len(self._parcels) > KEPT:
+            self._parcels.popitem(last=False)
+
+    async def get(self, token: str) -> bytes | None:
+        if token in self._parcels:
+            self._parcels.move_to_end(token)
+        return self._parcels.get(token)
+
+
+class _Detached(Detached):
+    """A coordinator as an actor: it begins its work by itself, since nobody calls one that Ray restarted."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, fleet=Fleet())
+        self._me = ray.get_runtime_context().current_actor
+        self._me.attend.remote()
+
+
+def _load(target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]:
+    codes.settle_in(cwd, paths)
+    try:
+        flow = load_target(target, base=cwd or None)
+        plan = flow.compiled()
+        return pickle.dumps(parcel(plan)), code_of(plan)
+    except GeckoError as error:
+        return None, str(error)
+
+
+_LOAD: Any = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_load)  # a process of its own: modules are read as they are now
+
+
+class Fleet:
+    """What a coordinator asks of the cluster besides its pool."""
+
+    async def keep(self, token: str, data: bytes) -> None:
+        """Keep a parcel for other coordinators; where the keeper is away the code is found by its import path."""
+        with suppress(*AWAY):
+            await keeper().keep.remote(token, data)
+
+    async def kept(self, token: str) -> bytes | None:
+        """Return a parcel that is kept."""
+        try:
+            return await keeper().get.remote(token)
+        except AWAY:
+            return None
+
+    async def load(self, target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]:
+        """Return (parcel, hash of its code) of a workflow by its import path, read in a worker; (None, why) where it is not found."""
+        try:
+            return await _LOAD.remote(target, cwd, paths)
+        except RayError as error:
+            return None, f"the worker that was to find it failed: {type(error).__name__}"
+
+
+def keeper() -> Any:
+    """Return the keeper of code; made where it is not there."""
+    return ray.remote(_Keeper).options(name=KEEPER, **{**_DETACHED, "max_concurrency": 1000}).remote()
+
+
+def environment() -> dict[str, Any]:
+    """Return Ray's runtime environment of this process, as it is recorded."""
+    found: dict[str, Any] = dict(ray.get_runtime_context().runtime_env or {})
+    return {name: value for name, value in found.items() if value and not name.startswith("_")}
+
+
+def node() -> str:
+    """Return the id of the node that this process is on."""
+    return ray.get_runtime_context().get_node_id()
+
+
+def find(prefix: str) -> list[str]:
+    """Return the names of the living coordinators whose names begin so, in order."""
+    remote.ensure(start=False)
+    actors: Any = list_named_actors(all_namespaces=True)
+    found: list[str] = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+    return sorted(name for name in found if name.startswith(prefix))
+
+
+def get(name: str) -> Any:
+    """Return a coordinator by name. Raises: ClusterUnavailable where there is none of that name."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise ClusterUnavailable(f"the coordinator {name!r} is not there") from error
+
+
+def create(name: str, args: tuple[Any, ...], environment: dict[str, Any], here: str | None) -> Any:
+    """Return a coordinator, made where it is not there.
+
+    Args:
+        here: The node whose disk it needs; None: any.
+    """
+    options: dict[str, Any] = {**_DETACHED, "name": name}
+    if environment:
+        options["runtime_env"] = environment
+    if here is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+    return ray.remote(_Detached).options(**options).remote(*args)
+
+
+def end(name: str) -> None:
+    """End a coordinator, for good; its runs are left for others."""
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
