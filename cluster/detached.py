@@ -20,7 +20,7 @@ from cluster.code import Parcel
 from cluster.coordinator import ROUND, Coordinator, opened_request, told_end
 from cluster.executor import RayExecutor
 from cluster.past import events_of, outcome_of, view_of
-from cluster.queue import Admission, Limits
+from cluster.queue import Admission, Limits, Room
 from cluster.submission import Submission
 from engine.checkpoint.batch import FINAL, RELEASING
 from engine.checkpoint.codec import encode, to_data
@@ -111,6 +111,7 @@ class Detached(Coordinator):
         self._index = RunIndex(self._records, self._log, coordinator=name)
         self._fleet = fleet
         self._admission = Admission(Limits(**limits).share(parts))
+        self._room = None if self._admission.limits.steps is None else Room(self._admission.limits.steps)
         self._turns: dict[str, Turn] = {}
         self._sessions: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._foreign: dict[str, int] = {}
@@ -209,7 +210,7 @@ class Detached(Coordinator):
             strategy=submission.strategy, on_commit_failure=submission.on_commit_failure, code=code,
             target=(recorded.started or {}).get("target"),
         )  # fmt: skip
-        begun = await begin(request, self._log, lambda: RayExecutor(self._pool, held, codes), Control())
+        begun = await begin(request, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
         run = self._take(begun, request, submission)
         if recorded.asked in ACTIONS:
             run.request(ACTIONS[recorded.asked])
@@ -285,7 +286,7 @@ class Detached(Coordinator):
                 return live.run_id, self._status(live)
             self._admission.check(time.monotonic())
             asked = replace(asked, submission=submission.data())
-            begun = await begin(asked, self._log, lambda: RayExecutor(self._pool, held, codes), Control())
+            begun = await begin(asked, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
             run = self._take(begun, asked, submission)
             await self._recorded(run)
             return run.run_id, self._status(run)

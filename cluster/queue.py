@@ -6,6 +6,7 @@ next one, starts. Where several coordinators share a cluster, each has its share
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.core.policy import check_count
@@ -153,3 +154,29 @@ class Admission:
         if not heap:
             del self._waiting[workflow]
         return heap
+
+
+class Room:
+    """So many places for the steps of all runs of a coordinator; who finds none is called when there is one, in turn."""
+
+    def __init__(self, places: int) -> None:
+        """All places are free."""
+        self.free = places
+        self._waiting: dict[Callable[[], object], None] = {}
+
+    def take(self, again: Callable[[], object]) -> bool:
+        """Take a place; False where there is none, and then `again` is called once there is."""
+        if self.free > 0:
+            self.free -= 1
+            return True
+        self._waiting[again] = None
+        return False
+
+    def give(self, count: int = 1) -> None:
+        """Give places back, and call those who wait, the longest first, as long as there are some."""
+        self.free += count
+        for again in list(self._waiting):
+            if self.free <= 0:
+                return
+            del self._waiting[again]
+            again()
