@@ -9,13 +9,14 @@ import itertools
 import logging
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from cluster.chain import Chain
 from cluster.code import RemoteBody
-from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of, wire_of
+from cluster.flight import SHORT, Entry, Flight, PackedRun, activity, is_last_chance, outcome_of, parts, size_of, wire_of
 from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
@@ -69,12 +70,15 @@ class Pool:
         self._pumping = False
         self._watching: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.executors: weakref.WeakSet[PackedRun] = weakref.WeakSet()
         self.drivers: dict[int, Any] = {}
         """Number of a scene to its driver: by this workers speak of a run."""
 
     def statistics(self) -> dict[str, int]:
-        """Return how many calls and packs are under way."""
-        return {"calls": len(self._entries), "packs": len(self._flights)}
+        """Return how many calls and packs are under way, and what workers do of them, step by step."""
+        told = activity(self._flights.values(), self._entries)
+        told["waiting"] += sum(executor.waiting for executor in self.executors)
+        return {"calls": len(self._entries), "packs": len(self._flights), **told}
 
     def number_driver(self, driver: Any) -> int:
         """Number a driver."""

@@ -106,7 +106,8 @@ def readings(snapshot: Snapshot) -> Iterator[Reading]:
         yield from _of_steps(name, workflow)
     for name, value in snapshot["gauges"].items():
         if name in _GAUGES:
-            yield Reading(*_GAUGES[name], value)
+            measure, labels = _GAUGES[name]
+            yield Reading(measure, labels, value)
 
 
 def _of_runs(name: str, distributed: str, workflow: Mapping[str, Any]) -> Iterator[Reading]:
