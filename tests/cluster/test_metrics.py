@@ -34,7 +34,7 @@ async def begun(flow: Workflow, given: Any = None) -> tuple[dict[str, int], list
     """Return what a pool says of a run whose packs never end, and those packs."""
     remote = Lanes()
     run = await drive(remote, flow, given)
-    while not remote.packs:  # noqa: ASYNC110 - turns of this very loop
+    while not remote.packs:
         await turns(1)
     await turns(5)
     told = remote.pool.statistics()
