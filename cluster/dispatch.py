@@ -11,6 +11,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -200,7 +201,8 @@ class Pool:
         lack = lack_of(demand, self.remote.totals())
         if lack is not None:
             owner, call = entry.moment.owner, entry.call
-            logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack)
+            told = {"run_id": owner.log_id, "node": call.node.name}
+            logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack, extra=told)
             step = call.step_id.removeprefix(f"{owner.log_id}/")
             owner.ledger.show("progress", owner.path + call.node.name, step, {"done": None, "total": None, "note": lack})
 
@@ -249,7 +251,7 @@ class Pool:
         return flight
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=Context())  # of no run: packs are of several
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
         return task

@@ -2,6 +2,7 @@
 
 GECKO_STORAGE   where runs are recorded, unless --storage says otherwise
 GECKO_DEBUG     1: errors come with their traceback
+GECKO_LOG       json: the log comes as JSON, a line a record; default: text
 """
 
 import os
@@ -20,6 +21,8 @@ class Settings:
     storage: str | None = None
     """A folder or URL; None: nothing was said."""
     debug: bool = False
+    log: str = "text"
+    """`text` or `json`; Ray's processes read it too, in cluster/logs.py."""
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -28,7 +31,19 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     Raises: ConfigurationError for a value that means nothing.
     """
     found = os.environ if environment is None else environment
-    return Settings(storage=found.get("GECKO_STORAGE") or None, debug=_flag("GECKO_DEBUG", found.get("GECKO_DEBUG", "")))
+    return Settings(
+        storage=found.get("GECKO_STORAGE") or None,
+        debug=_flag("GECKO_DEBUG", found.get("GECKO_DEBUG", "")),
+        log=_choice("GECKO_LOG", found.get("GECKO_LOG", ""), ("text", "json")),
+    )
+
+
+def _choice(name: str, text: str, known: tuple[str, ...]) -> str:
+    """Return one of several words, the first where nothing is said."""
+    said = text.strip().casefold() or known[0]
+    if said not in known:
+        raise ConfigurationError(f"{name}={text!r} is none of {', '.join(known)}", where=name)
+    return said
 
 
 def _flag(name: str, text: str) -> bool:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, time
 from typing import Any
 
+from engine.core.current import carried
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
-from engine.runtime.step import Call, Moment, Outcome, ask, attempt, carried, holdable, reduce
+from engine.runtime.step import Call, Moment, Outcome, ask, attempt, holdable, reduce
 
 THREADS = 32
 """How many sync bodies of one run at once, unless `max_concurrency` says otherwise."""

@@ -14,9 +14,10 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
+from engine.core.current import carried
 from engine.errors import WorkflowError
 from engine.runtime.bulk import HELPERS
-from engine.runtime.step import carried, holdable
+from engine.runtime.step import holdable
 
 T = TypeVar("T")
 
