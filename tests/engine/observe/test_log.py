@@ -122,8 +122,8 @@ def test_whatever_is_logged_is_one_line(lines: Any):
     try:
         raise ValueError("no\nluck")
     except ValueError:
-        foreign.exception("two\nlines \udcff", extra={"thing": Odd(), "long": "x" * 100_000, "_hidden": 1})
-    told = lines("two\nlines \udcff")
+        foreign.exception("two\nlines", extra={"thing": Odd(), "text": "\udcff", "long": "x" * 100_000, "_hidden": 1})
+    told = lines("two\nlines")
     assert told["thing"] == "odd"
     assert len(told["long"]) == 20_000
     assert "_hidden" not in told
