@@ -116,7 +116,9 @@ class SqlLog:
                 await asyncio.sleep(_FOLLOW_AGAIN)
             before = head
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
         heads = await self._read(partial(transactions.heads, workflow=workflow, session=session)) or []
         found = [
             RunSummary(
