@@ -100,7 +100,7 @@ class Cluster:
         submission = Submission(
             ticket=ticket, parcel=token, strategy=flow.checkpoint_strategy.value, on_commit_failure=flow.on_commit_failure,
             limit=check_limit(timeout, "timeout"), priority=check_priority(priority), labels=check_labels(labels), owner=owner,
-            **await asyncio.to_thread(_surroundings),
+            set=await asyncio.to_thread(self._name_set), **await asyncio.to_thread(_surroundings),
         )  # fmt: skip
         request = Request(
             workflow=flow.name, plan=None, session=session_id or ticket, input=Encoded(given), start_node=start_node,  # type: ignore[arg-type] - it travels apart
@@ -160,12 +160,12 @@ class Cluster:
 
     async def recover_stale(self) -> int:
         """Have runs whose owner is gone taken over now; returns how many were."""
-        answers = [await self._once(name, "recover_stale") for name in await self._coordinators()]
+        answers = [await self._repeat(name, "recover_stale") for name in await self._coordinators()]
         return sum(_told(*answer) for answer in answers)
 
     async def statistics(self) -> dict[str, dict[str, Any]]:
         """Return what each coordinator has under way and waiting, by its name."""
-        return {name: await self._once(name, "figures") for name in await self._coordinators()}
+        return {name: await self._repeat(name, "figures") for name in await self._coordinators()}
 
     # Calls.
 
@@ -238,18 +238,25 @@ class Cluster:
             self._names = await asyncio.to_thread(self._find)
         return self._names
 
-    def _find(self) -> list[str]:
+    def _name_set(self) -> str:
+        """Return how the coordinators' names begin."""
         remote.ensure(start=False)
         if not self._prefix:
             self._here = remote_fleet.node() if self.storage.startswith("file:") else None
             if self._environment is None:
                 self._environment = remote_fleet.environment()
-            self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}-"
+            where = "" if self._here is None else f"@{self._here[:12]}"
+            self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}{where}-"
+        return self._prefix
+
+    def _find(self) -> list[str]:
+        self._name_set()
         found = remote_fleet.find(self._prefix)
         if not found:
             for i in range(self._count):
-                arguments = self.storage, self._environment, asdict(self._limits), self._count
-                remote_fleet.create(f"{self._prefix}{i}", arguments, self._environment or {}, self._here)
+                name = f"{self._prefix}{i}"
+                arguments = name, self.storage, self._environment, asdict(self._limits), self._count
+                remote_fleet.create(name, arguments, self._environment or {}, self._here)
             found = [f"{self._prefix}{i}" for i in range(self._count)]
         return found
 

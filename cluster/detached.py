@@ -44,7 +44,8 @@ from engine.local import LocalRun
 from engine.ports import Row, RunKey, RunSummary
 from engine.runtime.control import Control, Halt
 from engine.runtime.session import Begun, Request, begin, find_run
-from engine.store import open_log
+from engine.store import open_log, open_records
+from engine.store.index import RunIndex, catch_up
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +91,11 @@ def answered(method: Method) -> Method:
 class Detached(Coordinator):
     """One of the coordinators of a cluster."""
 
-    def __init__(self, place: str, environment: dict[str, Any], limits: dict[str, Any], parts: int, fleet: Cluster) -> None:
+    def __init__(self, name: str, place: str, environment: dict[str, Any], limits: dict[str, Any], parts: int, fleet: Cluster) -> None:
         """Drive nothing yet; `attend` begins it.
 
         Args:
+            name: By which others find it.
             place: Storage URL, which all runs of this coordinator are recorded in.
             environment: Ray's runtime environment that it and its workers live in; it goes on with runs of the same one alone.
             limits: Fields of `Limits`, for the whole cluster.
@@ -105,6 +107,8 @@ class Detached(Coordinator):
         self._log = open_log(place)
         self._log.keep_lease(LEASE)
         self._engine = Engine(self._log)
+        self._records = open_records(place)
+        self._index = RunIndex(self._records, self._log, coordinator=name)
         self._fleet = fleet
         self._admission = Admission(Limits(**limits).share(parts))
         self._turns: dict[str, Turn] = {}
@@ -124,6 +128,8 @@ class Detached(Coordinator):
 
     async def _attend(self) -> None:
         self._start(self._remote.warm_up())
+        self._start(self._index.drive())
+        self._start(self._catch_up())
         while True:
             begun = time.monotonic()
             try:
@@ -131,6 +137,13 @@ class Detached(Coordinator):
             except (Unavailable, CheckpointError) as error:
                 logger.warning("The storage could not be looked through for runs to go on with", extra={"error": str(error)})
             await asyncio.sleep(max(LOOK, SHARE * (time.monotonic() - begun)))
+
+    async def _catch_up(self) -> None:
+        """Put into the index what others recorded, or what the last coordinator had no time for."""
+        try:
+            await catch_up(self._log, self._records)
+        except (Unavailable, CheckpointError) as error:
+            logger.warning("The index of runs could not be caught up with", extra={"error": str(error)})
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -290,6 +303,7 @@ class Detached(Coordinator):
         run_id = begun.run_id
         if begun.conductor is not None:
             self._turns[run_id] = Turn()
+            begun.conductor.driver.ledger.listeners.append(self._index.listen(begun.key))
             begun.conductor.gate = partial(self._wait_turn, run_id, begun.key.workflow, submission.priority, begun.conductor.control)
         run = LocalRun(begun, request, self._log)
         self._keep(run_id, run)

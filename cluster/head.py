@@ -61,8 +61,8 @@ _SHORT = 1.0
 """The same of what is left then, which has nothing to bring to an end; Ray's monitor and GCS never end by themselves."""
 _REDIS_ANSWERS = 5.0
 _ROOM = 256 << 20
-_LONGEST_FOLDER = 30
-"""Characters: a socket's path below it has about 70 more, and may have 107 in all."""
+_LONGEST_FOLDER = 20
+"""Characters: a socket's path below it has about 80 more, and may have 107 in all."""
 _ROUNDS = 5
 _FRAME = re.compile(r"\(\+0x|\+0x[0-9a-f]+\)")
 """A line of a stack trace in C, of which Ray writes pages."""
@@ -135,7 +135,7 @@ def start_node(head: Head, num_cpus: int = 1, resources: Mapping[str, float] | N
         head = find_head(head.name) or head
         before = {process.pid for process in _processes(head)}
         address = _HOST.format(2 + len(head.sessions))
-        words = ("--address", head.address, "--node-ip-address", address, "--num-cpus", str(num_cpus), "--temp-dir", head.folder,
+        words = ("--address", head.address, "--node-ip-address", address, "--num-cpus", str(num_cpus), "--temp-dir", _rays(head),
                  "--resources", json.dumps(dict(resources or {})), "--dashboard-agent-listen-port", "0")  # fmt: skip
         session = _ray(head, words)
         write_head(replace(head, sessions=(*head.sessions, session)))
@@ -249,9 +249,14 @@ def _ports(wanted: int | None, former: Head | None) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def _rays(head: Head) -> str:
+    """Return the folder that Ray gets: it lets everybody into it, and nobody into the one around it."""
+    return f"{head.folder}/r"
+
+
 def _words(head: Head, ports: Sequence[int]) -> tuple[str, ...]:
     cpus = () if head.options.num_cpus is None else ("--num-cpus", str(head.options.num_cpus))
-    words = ("--head", "--node-ip-address", _HOST.format(2), "--port", str(ports[0]), "--temp-dir", head.folder, *cpus,
+    words = ("--head", "--node-ip-address", _HOST.format(2), "--port", str(ports[0]), "--temp-dir", _rays(head), *cpus,
              "--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports[1]),
              "--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(ports[2]),
              "--min-worker-port", "0", "--max-worker-port", "0")  # fmt: skip

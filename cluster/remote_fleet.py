@@ -126,6 +126,17 @@ def find(prefix: str) -> list[str]:
     return sorted(name for name in found if name.startswith(prefix))
 
 
+def forget_lost() -> list[str]:
+    """End the coordinators that wait for the disk of a node that is gone, as those of an earlier cluster do; returns their names."""
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    lost = [
+        name for name in find("gecko-") if "@" in name and not any(n.startswith(name.partition("@")[2].partition("-")[0]) for n in alive)
+    ]
+    for name in lost:
+        end(name)
+    return lost
+
+
 def get(name: str) -> Any:
     """Return a coordinator by name. Raises: ClusterUnavailable where there is none of that name."""
     try:

@@ -3,10 +3,12 @@
 After the loss of a whole cluster nobody restarts runs but us: whoever starts a cluster calls `revive`. It decides nothing about a run.
 """
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import remote, remote_fleet
 from cluster.client import Cluster
 from cluster.queue import Limits
 from cluster.submission import Submission
@@ -34,6 +36,8 @@ async def revive(storage: str, *, coordinators: int = 1, limits: Limits | None =
 
     Raises: StoreUnavailable, ClusterUnavailable.
     """
+    await asyncio.to_thread(remote.ensure, start=False)
+    await asyncio.to_thread(remote_fleet.forget_lost)
     left = await _left_behind(open_log(storage))
     gone = [environment for environment, _ in left if "gcs://" in json.dumps(environment, default=str)]
     names: list[str] = []

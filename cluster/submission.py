@@ -25,6 +25,8 @@ class Submission:
     """Names the plan with its code, as long as the cluster holds it."""
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     """Ray's runtime environment of the submitter."""
+    set: str = ""
+    """Names the coordinators that it was submitted to."""
     cwd: str = ""
     paths: tuple[str, ...] = ()
     """Where the submitter worked, and where its modules are, on a machine that has them."""

@@ -3,6 +3,8 @@
 What they do is in cluster/head.py; here are their options and texts.
 """
 
+import asyncio
+import os
 import re
 import shlex
 import time
@@ -21,6 +23,7 @@ from engine.errors import ConfigurationError
 from engine.observe.progress import counted, seconds_text
 from serve.options import Json
 from serve.screen import ago_text, size_text
+from serve.service import find_place, log_url
 from serve.settings import read_settings
 
 Name = Annotated[str, typer.Option(metavar="NAME", help="Which of several clusters on this machine.")]
@@ -43,7 +46,7 @@ def up(
         launch("up", cluster)
         return
     said = storage or read_settings().storage
-    head = bring_up(name, Options(num_cpus=num_cpus, port=port, storage=_absolute(said), redis=redis), after_start=_nothing_more)
+    head = bring_up(name, Options(num_cpus=num_cpus, port=port, storage=_absolute(said), redis=redis), after_start=_revive)
     if json:
         typer.echo(json_text(_head_data(head)))
     else:  # so that `eval "$(gecko up)"` connects a shell
@@ -63,8 +66,14 @@ def bring_up(name: str, options: Options, *, after_start: Callable[[Head, str | 
     return head
 
 
-def _nothing_more(head: Head, storage: str | None) -> None:
-    """Leave a head that has just started as it is."""
+def _revive(head: Head, storage: str | None) -> None:
+    """Start the coordinators of a head, which go on with what an earlier cluster left unfinished."""
+    os.environ.update(environment_for(head))
+    from cluster.revive import revive  # it leads to Ray, which reads its environment when it is imported
+
+    url = log_url(find_place(storage, None))
+    found = asyncio.run(revive(url))
+    say(f"runs are recorded in {without_password(url)}; {counted(found.unfinished, 'unfinished run')} found there, which go on")
 
 
 def _absolute(storage: str | None) -> str | None:

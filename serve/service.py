@@ -3,6 +3,7 @@
 It opens storage, finds workflows and runs, and gives back plain records; how they are shown is for the caller.
 """
 
+import asyncio
 import html
 import os
 import re
@@ -42,6 +43,9 @@ STATUSES = (*(s.value for s in Status), "interrupted")
 
 ENDED = ("paused", "completed", "failed", "cancelled", "timed_out")
 """Statuses in which nobody drives a run."""
+
+TAKEOVER, LOOK_AGAIN = 20.0, 0.25
+"""Seconds that a run without a coordinator is watched for, and between two looks."""
 
 MOST_NAMES = 6
 """Of so many members of a team the name is said."""
@@ -85,6 +89,13 @@ def url_of(place: Place) -> str:
     log = open_engine(place).log
     assert log is not None
     return shown(log.url)
+
+
+def log_url(place: Place) -> str:
+    """Return the URL by which other processes open a place, with what it holds of secrets."""
+    log = open_engine(place).log
+    assert log is not None
+    return log.url
 
 
 def load(target: str) -> Workflow:
@@ -354,9 +365,19 @@ def target_of(recorded: Recorded) -> str | None:
 
 
 async def events_of(engine: Engine, run: str, *, after: int = 0, follow: bool = False) -> AsyncGenerator[Event]:
-    """Yield the committed events of a run; with `follow` those to come too, until nobody drives it."""
-    async for event in engine.events(run, after, follow=follow):
-        yield event
+    """Yield the committed events of a run; with `follow` those to come too, until nobody drives it.
+
+    A run that belongs to a cluster is waited for, for a while, where its coordinator is gone: another one goes on with it.
+    """
+    until, submitted = time.monotonic() + TAKEOVER, False
+    while True:
+        async for event in engine.events(run, after, follow=follow):
+            until, after = time.monotonic() + TAKEOVER, max(after, event.seq)
+            submitted = submitted or "submission" in event.data
+            yield event
+        if not (follow and submitted) or (await summary_of(engine, run)).status in ENDED or time.monotonic() > until:
+            return
+        await asyncio.sleep(LOOK_AGAIN)
 
 
 async def resumer(

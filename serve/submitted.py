@@ -7,8 +7,8 @@ from engine.checkpoint.record import Recorded
 from engine.core.ids import make_run_id
 from engine.engine import Engine
 from engine.errors import ClusterUnavailable, RunBusy, WrongState
-from engine.ports import Log, RunKey
-from serve.service import Place
+from engine.ports import RunKey
+from serve.service import Place, log_url
 
 if TYPE_CHECKING:
     from cluster.client import Cluster
@@ -18,7 +18,7 @@ def cluster_at(place: Place, environment: dict[str, Any] | None = None) -> "Clus
     """Return the cluster that this machine is told of, for runs of a storage. Raises: ConfigurationError for memory."""
     from cluster.client import Cluster  # it leads to Ray, which a run that nobody submitted does not need
 
-    return Cluster(_log(place).url, environment=environment)
+    return Cluster(log_url(place), environment=environment)
 
 
 async def cluster_of(engine: Engine, key: RunKey) -> "Cluster | None":
@@ -70,8 +70,3 @@ async def resume(engine: Engine, key: RunKey, *, accept: bool) -> tuple[str, str
         return run_id, await cluster.resume(run_id, accept=accept)
     except ClusterUnavailable:
         return None
-
-
-def _log(place: Place) -> Log:
-    log: Any = Engine(place.url).log
-    return log

@@ -135,6 +135,23 @@ def service() -> Callable[[str], str]:
 
 
 @pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[str]:
+    """Give the URL of a SQLite file of the test's own."""
+    url = f"sqlite:///{tmp_path}/database/gecko.db"
+    yield url
+    let_go(url)
+
+
+def let_go(url: str) -> None:
+    """Close a log in a database, also one whose runs were left as a killed process would leave them."""
+    from engine.store import open_log
+
+    log: Any = open_log(url)
+    log.finish(5)
+    log.database.close_now(10)
+
+
+@pytest.fixture
 def postgres(service: Callable[[str], str]) -> Iterator[str]:
     """Give the URL of a PostgreSQL schema of the test's own, which is removed with all that is in it."""
     import asyncpg
@@ -151,6 +168,7 @@ def postgres(service: Callable[[str], str]) -> Iterator[str]:
     with ThreadPoolExecutor(1) as thread:  # the loop of an async test runs in this thread already
         thread.submit(asyncio.run, say(f"CREATE SCHEMA {schema}")).result()
         yield f"{url}?search_path={schema}"
+        let_go(f"{url}?search_path={schema}")
         thread.submit(asyncio.run, say(f"DROP SCHEMA {schema} CASCADE")).result()
 
 

@@ -168,14 +168,14 @@ class RunDigest:
 
     def entry(self) -> RunEntry:
         """Return the run as lists show it."""
-        told = self._started
+        told: dict[str, Any] = self._started.get("submission") or {}
         labels = told.get("labels") or {}
         return RunEntry(
             run_id=make_run_id(*self.key), workflow=self.key.workflow, session=self.key.session, n=self.key.n, status=self.status,
             started_at=self.started_at, updated_at=self.updated_at, finished_at=self._ended_at, seq=self.seq,
             priority=told.get("priority") or 0, labels={str(name): str(text) for name, text in labels.items()},
             owner=told.get("owner") or "", tenant=told.get("tenant") or "", coordinator=self.coordinator, error=self._error,
-            target=told.get("target"), environment=told.get("environment") or "", hash=self._hash, steps=self._steps,
+            target=self._started.get("target"), environment=told.get("set") or "", hash=self._hash, steps=self._steps,
             resumes=self._resumes,
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from engine.store import open_log
 from engine.testing.check_log import check_log
 
-SCHEMES = ["file", "memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
+SCHEMES = ["file", "memory", "sqlite", pytest.param("postgres", marks=pytest.mark.services)]
 
 
 @pytest.mark.slow
@@ -17,10 +17,8 @@ async def test_a_log_keeps_every_promise(scheme: str, tmp_path: Path, request: p
     match scheme:
         case "memory":
             url = "memory://conformance"
-        case "sqlite":
-            url = f"sqlite:///{tmp_path}/log.db"
-        case "postgresql":
-            url = request.getfixturevalue("postgres")
+        case "sqlite" | "postgres":
+            url = request.getfixturevalue(scheme)
         case _:
             url = (tmp_path / "store").as_uri()
     await check_log(lambda: open_log(url))

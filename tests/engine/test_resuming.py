@@ -17,9 +17,11 @@ pytestmark = pytest.mark.anyio
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "sqlite", pytest.param("postgres", marks=[pytest.mark.services, pytest.mark.slow])])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A storage of its own, in memory and in files."""
+    """A storage of its own, in memory, in files and in databases."""
+    if request.param in ("sqlite", "postgres"):
+        return request.getfixturevalue(request.param)
     return f"memory://resuming-{next(NUMBERS)}" if request.param == "memory" else str(tmp_path / "log")
 
 

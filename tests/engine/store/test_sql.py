@@ -368,29 +368,31 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-@pytest.mark.anyio
-async def test_a_killed_process_leaves_every_acknowledged_row_and_its_run_may_be_claimed_at_once(
-    other: Others, url: str, root: Path
-) -> None:
+def test_a_killed_process_leaves_every_acknowledged_row_and_its_run_may_be_claimed_at_once(other: Others, url: str, root: Path) -> None:
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(root)}
+    log = other()
     with subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True, env=environment) as writer:
         assert writer.stdout is not None
         acknowledged = 0
         while acknowledged < 50:
             acknowledged = int(writer.stdout.readline())
-        log = other()
         with pytest.raises(RunBusy, match=f"driven by process {writer.pid}"):
-            await log.claim(KEY)
+            asyncio.run(claim_and_append(log))
         writer.send_signal(signal.SIGKILL)
         for line in writer.stdout:
             acknowledged = int(line)
-        writer.wait()
-        claim = await log.claim(KEY, wait=0.0 if mark_of(os.getpid()) else 30.0)
-    found = [one.seq for one in claim.rows]
+    found = asyncio.run(claim_and_append(log, wait=0.0 if mark_of(os.getpid()) else 30.0))
     assert found == list(range(1, len(found) + 1))
     assert acknowledged <= len(found) <= acknowledged + 1
+
+
+async def claim_and_append(log: SqlLog, *, wait: float = 0.0) -> list[int]:
+    """Go on with a run; the numbers of the rows that were there."""
+    claim = await log.claim(KEY, wait=wait)
+    found = [one.seq for one in claim.rows]
     await log.append(claim, [row(len(found) + 1)])
     await log.release(claim)
+    return found
 
 
 @pytest.mark.skipif(not mark_of(os.getpid()), reason="this system does not tell when a process began")
