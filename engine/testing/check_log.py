@@ -212,6 +212,9 @@ async def _check_scan(log: Log, make: Callable[[], Log]) -> None:
     assert [run.started_at for run in listed] == sorted((run.started_at for run in listed), reverse=True), "newest first"
     assert next(run.seq for run in listed if run.key.session == "t") == 5, "a large last batch is found too"
     assert list(await log.scan(workflow="nothing")) == []
+    damaged: list[str] = []
+    assert len(await log.scan(workflow="scan", on_damage=lambda place, _: damaged.append(place))) == 3
+    assert damaged == [], "nothing that is whole is told as damaged"
     await log.release(claim)
 
 
