@@ -242,12 +242,12 @@ async def _check_prune(log: Log, make: Callable[[], Log]) -> None:
 
 
 async def _check_lease(log: Log, make: Callable[[], Log]) -> None:
-    lease, key = 0.2, RunKey("lease", "s", 1)
+    lease, key = 0.5, RunKey("lease", "s", 1)
     log.keep_lease(lease)
     claim = await log.claim(key)
     await log.append(claim, [row(1, "run_started")])
     loop = asyncio.get_running_loop()
-    end = loop.time() + 4 * lease
+    end = loop.time() + 3 * lease
     while loop.time() < end:
         await _raises(RunBusy, make().claim(key), "an owner that says that it lives keeps its run for longer than its lease")
         (found,) = await log.scan(workflow="lease")
