@@ -18,7 +18,9 @@ NAME = "mended_by_a_user"
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's module, in a folder that modules are found in."""
     monkeypatch.syspath_prepend(tmp_path)
+    before = dict(sys.modules)
     yield tmp_path / f"{NAME}.py"
+    sys.modules.update(before)  # a worker forgets every user's module, and here those are all tests
     sys.modules.pop(NAME, None)
 
 
