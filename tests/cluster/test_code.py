@@ -20,6 +20,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(sys.modules)
     yield tmp_path / f"{NAME}.py"
+    sys.modules.update(before)  # a worker forgets every user's module, and here those are all tests
     sys.modules.pop(NAME, None)
     sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})  # what a worker would read again
 
