@@ -15,7 +15,9 @@ from typing import Any
 
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
-from engine.runtime.step import Call, Moment, Outcome, ask, attempt, carried, holdable, reduce
+from engine.runtime.asking import ask, reduce
+from engine.runtime.raised import holdable, told
+from engine.runtime.step import Call, Moment, Outcome, attempt, carried
 
 THREADS = 32
 """How many sync bodies of one run at once, unless `max_concurrency` says otherwise."""
@@ -156,7 +158,7 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
 def _cancelled_itself(call: Call, error: asyncio.CancelledError) -> Outcome:
     """Return how a body ended that cancelled its own task: with an error, as any other."""
     outcome = Outcome(call, time())
-    outcome.error = error
+    outcome.error = told(error)
     return outcome
 
 

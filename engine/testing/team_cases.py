@@ -197,11 +197,12 @@ def again() -> Workflow:
 
 _CANNOT = "ValueError: cannot take 3"
 _NO_KEY = "KeyError: 'no such thing'"
+_NO_BODY = "is no body: pass a function, an object with run(), a Workflow or a Team"
 
 TEAM_CASES: tuple[Case, ...] = (
     Case("team of all", team_of([increase, double, fail, "no body"]), 3, [
         gave(0, 4), gave(1, 6), lost(2, _CANNOT),
-        lost(3, "not executable: 'no body' is no body: pass a function, an object with run(), or a Workflow"),
+        lost(3, f"not executable: 'no body' {_NO_BODY}"),
     ], kinds={"step_started": 6, "member_won": 0, "member_lost": 0, "step_failed": 2}),
     Case("empty team", team_of([]), 3, []),
     Case("team in turns", team_of([increase, fail_later, double], max_concurrent=1), 3, [gave(0, 4), lost(1, _NO_KEY), gave(2, 6)]),
@@ -210,7 +211,7 @@ TEAM_CASES: tuple[Case, ...] = (
     Case("race in turns", team_of([fail, double, sleep], strategy=RACE, max_concurrent=1), 3, [gave(1, 6)],
          kinds={"step_failed": 1, "member_won": 1, "member_lost": 1, "step_started": 4}),
     Case("race that all lose", team_of([fail, fail_later, 5], strategy=RACE), 3, [
-        lost(0, _CANNOT), lost(1, _NO_KEY), lost(2, "not executable: 5 is no body: pass a function, an object with run(), or a Workflow"),
+        lost(0, _CANNOT), lost(1, _NO_KEY), lost(2, f"not executable: 5 {_NO_BODY}"),
     ], kinds={"member_won": 0, "step_failed": 3}),
     Case("hedge", team_of([fail, increase, sleep], strategy=HEDGE(20)), 3, [gave(1, 4)], kinds={"step_started": 4, "member_lost": 1}),
     Case("hedge over a delay", team_of([sleep, double], strategy=HEDGE(0.05)), 3, [gave(1, 6)], kinds={"member_lost": 1}),

@@ -156,7 +156,7 @@ async def test_the_problems_of_a_workflow_tell_of_members_that_are_no_body_and_s
     flow = noded(Team([giving(1), 5, str], "crew"))
     problems = [(p.text, p.where, p.warning) for p in flow.problems()]
     assert problems == [
-        ("in node 'panel': member crew[1]: not executable: 5 is no body: pass a function, an object with run(), or a Workflow",
+        ("in node 'panel': member crew[1]: not executable: 5 is no body: pass a function, an object with run(), a Workflow or a Team",
          "panel/crew[1]", True),
         ("in node 'panel': member crew[2]: not executable: str is a class; pass an instance", "panel/crew[2]", True),
     ]  # fmt: skip
