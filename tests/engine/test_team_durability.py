@@ -15,15 +15,11 @@ from engine.testing.crash import check_same, crash_everywhere
 from engine.testing.faults import Crash, Slow
 from engine.testing.medium import MOMENTS
 from engine.testing.simulate import Report, simulate
+from tests.engine.racing_bodies import sleep
 
 pytestmark = pytest.mark.anyio
 
 DIED = "the process that performed it ended"
-
-
-async def sleep(given: Any) -> str:
-    await asyncio.sleep(30)
-    return "overslept"
 
 
 async def quick(given: Any, ctx: Context) -> str:

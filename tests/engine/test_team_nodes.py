@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from engine import (
     VOTE,
     Context,
     Engine,
-    Event,
     Member,
     MemberResult,
     Next,
@@ -34,83 +32,16 @@ from engine.errors import (
     StepFailed,
     StepTimedOut,
     TeamTimedOut,
-    WorkflowError,
 )
+from tests.engine.racing_bodies import Gate, boom, counted, giving, hang, setting, shown, stopped
 
 pytestmark = pytest.mark.anyio
-
-
-class Gate:
-    """An async member that counts its starts, and ends when it is let through."""
-
-    def __init__(self, value: Any = "through") -> None:
-        self.started = asyncio.Event()
-        self.release = asyncio.Event()
-        self.calls = 0
-        self.cancelled = 0
-        self.value = value
-
-    async def __call__(self, given: Any) -> Any:
-        self.calls += 1
-        self.started.set()
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return self.value
-
-
-async def hang(given: Any) -> None:
-    await asyncio.Event().wait()
-
-
-async def boom(given: Any) -> None:
-    raise ValueError(f"boom {given}")
-
-
-def giving(value: Any) -> Callable[[Any], Any]:
-    async def body(given: Any) -> Any:
-        return value
-
-    return body
-
-
-def counted(calls: Counter[Any], name: Any, body: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    async def count(given: Any) -> Any:
-        calls[name] += 1
-        value = body(given)
-        return await value if asyncio.iscoroutine(value) else value
-
-    return count
-
-
-def setting(**values: Any) -> Callable[[Any, Context], Any]:
-    async def body(given: Any, ctx: Context) -> Any:
-        ctx.state.update(values)
-        return next(iter(values.values()))
-
-    return body
-
-
-def shown(output: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """Who gave what: the result of a success, the error of a failure."""
-    return [(r["member_index"], r["result"] if r["is_success"] else r["error"]) for r in output]
 
 
 def noded(team: Any, *, storage: Any = None, reducers: Any = None, on_conflict: Any = "warn", **policy: Any) -> Workflow:
     """A workflow of a team and a node behind it."""
     flow = Workflow("teams", storage=storage, reducers=reducers, on_conflict=on_conflict).add_node("panel", team, **policy)
     return flow.add_node("after", lambda x: x).add_edge("panel", "after").set_entry_point("panel")
-
-
-async def stopped(flow: Workflow, value: Any = None) -> tuple[RunHandle, list[Event]]:
-    handle = await Engine(None).start(flow, value)
-    try:
-        await handle.wait()
-    except WorkflowError:
-        pass
-    return handle, [e async for e in handle.events()]
 
 
 # What a workflow sees.

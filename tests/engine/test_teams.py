@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,36 +17,18 @@ from engine import (
     RACE,
     VOTE,
     Context,
-    Engine,
     Event,
     ExecutionStrategy,
     Member,
-    MemberResult,
     Next,
-    RunHandle,
     Strategy,
     Team,
     Workflow,
 )
-from engine.errors import DefinitionError, InvalidGraph, MemberFailed, StepTimedOut, TeamTimedOut, WorkflowError
+from engine.errors import DefinitionError, InvalidGraph, MemberFailed, StepTimedOut, TeamTimedOut
+from tests.engine.racing_bodies import Gate, boom, giving, hang, shown, stopped, told
 
 pytestmark = pytest.mark.anyio
-
-
-class Hang:
-    """An async body that never ends by itself, and knows what was done to it."""
-
-    def __init__(self) -> None:
-        self.started = asyncio.Event()
-        self.cancelled = 0
-
-    async def __call__(self, given: Any) -> None:
-        self.started.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
 
 
 @dataclass
@@ -58,43 +39,9 @@ class Answer:
     cost: int
 
 
-async def hang(given: Any) -> None:
-    await asyncio.Event().wait()
-
-
-async def boom(given: Any) -> None:
-    raise ValueError(f"boom {given}")
-
-
-def giving(value: Any) -> Callable[[Any], Any]:
-    async def body(given: Any) -> Any:
-        return value
-
-    return body
-
-
-def told(results: list[MemberResult]) -> list[tuple[int, Any]]:
-    """Who gave what: the result of a success, the error of a failure."""
-    return [(r.member_index, r.result if r.is_success else r.error) for r in results]
-
-
-def shown(output: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """The same of a team's output as a node."""
-    return [(r["member_index"], r["result"] if r["is_success"] else r["error"]) for r in output]
-
-
 def noded(team: Any, **policy: Any) -> Workflow:
     return Workflow("teams", storage=policy.pop("storage", None), **{k: policy.pop(k) for k in ("reducers", "on_conflict") if k in policy}
                     ).add_node("panel", team, **policy).set_entry_point("panel")  # fmt: skip
-
-
-async def stopped(flow: Workflow, value: Any = None) -> tuple[RunHandle, list[Event]]:
-    handle = await Engine(None).start(flow, value)
-    try:
-        await handle.wait()
-    except WorkflowError:
-        pass
-    return handle, [e async for e in handle.events()]
 
 
 def of_members(events: list[Event], *kinds: str) -> list[tuple[str, int]]:
@@ -327,7 +274,7 @@ async def test_everybody_may_fail_under_all():
 
 
 async def test_a_limit_turns_the_unfinished_into_failures_and_keeps_the_rest():
-    slow = Hang()
+    slow = Gate()
     results = await Team([giving(1), slow, boom], timeout=0.05).run(7)
     assert told(results) == [(0, 1), (1, "Timed out after 0.05 s"), (2, "ValueError: boom 7")]
     assert slow.cancelled == 1
@@ -395,7 +342,7 @@ async def test_a_race_always_has_exactly_one_result(repeat: int):
 
 
 async def test_the_first_success_wins_and_the_others_are_stopped():
-    slow = [Hang(), Hang()]
+    slow = [Gate(), Gate()]
 
     async def quick(x: Any) -> str:
         await asyncio.gather(*(s.started.wait() for s in slow))
@@ -447,7 +394,7 @@ async def test_thirty_races_of_one_team_at_once_stay_separate():
 
 
 async def test_the_record_says_how_long_each_loser_took():
-    slow = Hang()
+    slow = Gate()
 
     async def quick(x: Any) -> str:
         await slow.started.wait()
@@ -464,7 +411,7 @@ async def test_the_record_says_how_long_each_loser_took():
 
 
 async def test_a_run_ends_only_when_its_losers_have_stopped():
-    slow = Hang()
+    slow = Gate()
 
     async def quick(x: Any) -> str:
         await slow.started.wait()
@@ -561,7 +508,7 @@ async def test_a_hedge_starts_the_next_member_as_soon_as_the_one_before_it_fails
 
 
 async def test_a_hedge_starts_the_next_member_after_its_delay():
-    slow = Hang()
+    slow = Gate()
     assert told(await Team([slow, giving("won"), giving("spare")], strategy=HEDGE(0.02)).run()) == [(1, "won")]
     assert slow.cancelled == 1
 
@@ -606,7 +553,7 @@ async def test_a_quorum_is_the_first_successes_in_their_order():
 
 
 async def test_a_quorum_out_of_reach_stops_at_once():
-    slow = Hang()
+    slow = Gate()
 
     async def fail(x: Any) -> None:
         await slow.started.wait()
