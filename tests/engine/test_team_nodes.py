@@ -182,6 +182,26 @@ async def test_a_conflict_of_members_fails_the_run_where_that_is_asked_for():
         await noded(Team([setting(k=1), setting(k=2)]), on_conflict="error").execute()
 
 
+async def test_a_conflict_inside_of_a_team_in_a_team_names_each_member_once(caplog: pytest.LogCaptureFixture):
+    team = Team([setting(k=1), Team([setting(k=2), setting(k=3)])])
+    with pytest.raises(StateConflict, match=r"than one member of a team.*'panel\[0\]' and 'panel\[1\]\[0\]' and 'panel\[1\]\[1\]'"):
+        await noded(team, on_conflict="error").execute()
+    await noded(team).execute()
+    assert "Members of one team wrote one key, 'k': 'panel[0]', 'panel[1][0]', 'panel[1][1]'; the later one wins" in caplog.messages
+
+
+async def test_a_conflict_of_items_is_one_of_members_where_they_are_of_one_item(caplog: pytest.LogCaptureFixture):
+    async def own(given: int, ctx: Context) -> None:
+        ctx.state[given] = True
+
+    flow = Workflow().add_map("each", Team([own, own])).set_entry_point("each")
+    await flow.execute([1, 2])
+    assert [m.partition(":")[0] for m in caplog.messages] == [f"Members of one team wrote one key, {n}" for n in (1, 2)]
+    caplog.clear()
+    await flow.execute([1, 1])
+    assert [m.partition(":")[0] for m in caplog.messages] == ["Steps of one layer wrote one key, 1"]
+
+
 async def test_in_the_layers_merge_the_members_stand_in_the_place_of_their_team():
     flow = (
         Workflow().add_node("a", setting(k="a")).add_node("panel", Team([setting(k="p0"), setting(k="p1")])).add_node("z", setting(k="z"))

@@ -3,7 +3,10 @@
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,7 @@ from engine import (
     RACE,
     VOTE,
     Context,
+    Engine,
     Event,
     ExecutionStrategy,
     Member,
@@ -26,7 +30,8 @@ from engine import (
     Workflow,
 )
 from engine.errors import DefinitionError, InvalidGraph, MemberFailed, StepTimedOut, TeamTimedOut
-from tests.engine.racing_bodies import Gate, boom, giving, hang, shown, stopped, told
+from engine.runtime.clock import SystemClock
+from tests.engine.racing_bodies import Gate, boom, cancel_itself, giving, hang, shown, stopped, told
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +87,22 @@ def test_a_quorum_larger_than_its_team_is_refused():
 def test_what_a_team_cannot_be_made_of_is_refused_at_once(options: dict[str, Any]):
     with pytest.raises(DefinitionError):
         Team([boom], **options)
+
+
+@pytest.mark.parametrize(("make", "advice"), [
+    (lambda: Team(boom), r"must be a list, not <function boom.*>: write Team\(\[boom, \.\.\.\]\)"),
+    (lambda: Team(boom, hang), r"write Team\(\[boom, \.\.\.\]\)"),
+    (lambda: Team("ab"), "must be a list of bodies, not the text 'ab'"),
+    (lambda: Team([boom], RACE), r"write Team\(members, strategy=RACE\)"),
+    (lambda: Team([boom], strategy="race"), r"pass ALL, RACE, HEDGE\(delay\), QUORUM\(k\), VOTE or BEST\(judge\)"),
+    (lambda: Team([boom], strategy=QUORUM(2)), "needs 2 successes of its 1 member$"),
+    (lambda: Workflow().add_node("a", Member(boom)), "node 'a': a Member stands in a Team only"),
+    (lambda: Workflow().add_node("a", RACE), r"node 'a': a strategy is no body: write Team\(members, strategy"),
+    (lambda: Workflow().add_node("a", 5), "5 is no body: .*or a Team"),
+])  # fmt: skip
+def test_what_is_mistaken_for_a_team_or_a_part_of_one_is_refused_with_what_to_write(make: Callable[[], Any], advice: str):
+    with pytest.raises(DefinitionError, match=advice):
+        make()
 
 
 @pytest.mark.parametrize("options", [{"timeout": -1}, {"num_cpus": -1}, {"resources": {"": 1}}])
@@ -220,6 +241,15 @@ async def test_a_mapper_cannot_change_what_the_next_member_gets():
         return raw
 
     assert told(await Team([lambda x: x, lambda x: x], input_mapper=mapper).run([9])) == [(0, [9, 0]), (1, [9, 1])]
+
+
+async def test_a_mapper_that_cancels_its_own_task_fails_its_member_alone():
+    async def mapper(raw: Any, index: int) -> Any:
+        return raw if index else await cancel_itself()
+
+    async with asyncio.timeout(5):
+        results = await Team([giving(1), giving(2)], input_mapper=mapper).run(timeout=60)
+    assert told(results) == [(0, "Input mapping failed: CancelledError: cancelled by its own code"), (1, 2)]
 
 
 async def test_a_race_is_won_while_a_mapper_still_maps():
@@ -571,6 +601,21 @@ async def test_a_quorum_out_of_reach_starts_nobody_any_more():
     assert ran == []
 
 
+async def test_a_hedge_whose_delay_ends_between_two_looks_at_the_clock_starts_the_next_member():
+    class Late(SystemClock):
+        looks = 0
+
+        def monotonic(self) -> float:
+            self.looks += 1
+            return (0.0, 0.9, 1.1)[min(self.looks, 3) - 1]  # the start; too early; the delay of 1 s is over
+
+    flow = noded(Team([hang, giving("second")], strategy=HEDGE(1)))
+    handle = await Engine(None).start(flow)
+    handle._remote._conductor.driver.ledger.clock = Late()  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        assert shown(await handle.wait()) == [(1, "second")]
+
+
 # VOTE.
 
 
@@ -593,6 +638,21 @@ async def test_a_vote_takes_what_was_cast_within_its_limit():
 
 async def test_a_vote_in_which_all_fail_has_each_ones_error():
     assert told(await Team([boom, hang], strategy=VOTE).run(1, timeout=0.05)) == [(0, "ValueError: boom 1"), (1, "Timed out after 0.05 s")]
+
+
+async def test_members_that_jump_vote_for_where_they_jump():
+    def to(*given: Any) -> Callable[[], Next]:
+        return lambda: Next(*given)
+
+    async def where(*members: Any) -> Any:
+        (result,) = await Team(members, strategy=VOTE).run(1)
+        return result.member_index
+
+    assert await where(to("approve"), to("reject"), to("reject")) == 1
+    assert await where(giving(None), to("reject"), to("reject")) == 1
+    assert await where(to("x", 1), to("x", 2), to("x", 2)) == 1
+    assert await where(to("x"), to("x", Next.none), to("x", Next.none)) == 1
+    assert await where(to("x", {"a": 1}), to("y", {"a": 1}), giving({"a": 1}), to("y", {"a": 1})) == 1
 
 
 # BEST.
@@ -625,6 +685,20 @@ async def test_a_judge_that_raises_fails_that_member_alone():
     assert isinstance(results[0].exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+async def test_a_judge_that_cancels_its_own_task_has_failed(timeout: float | None):
+    async with asyncio.timeout(5):
+        results = await Team([giving(1), giving(2)], strategy=BEST(cancel_itself)).run(timeout=timeout)
+    assert told(results) == [(i, "Judge failed: CancelledError: cancelled by its own code") for i in range(2)]
+
+
+@pytest.mark.parametrize("storage", [None, "memory://odd-scores"])
+@pytest.mark.parametrize("score", [Decimal("sNaN"), Decimal("NaN"), Fraction(1, 2), complex(1, 1)])
+async def test_a_score_that_cannot_be_compared_or_kept_fails_that_member_alone(score: Any, storage: str | None):
+    team = Team([giving(1), giving(2)], strategy=BEST(lambda r: score if r == 2 else 0))
+    assert shown(await noded(team, storage=storage).execute()) == [(0, 1)]
+
+
 async def test_scores_may_be_numbers_that_no_float_can_hold():
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: 10**400 + r)).run()) == [(1, 2)]
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: float("inf") if r == 2 else 10**400)).run()) == [(1, 2)]
@@ -650,6 +724,22 @@ async def test_a_judge_may_edit_what_it_looks_at_without_harm():
         return len(result)
 
     assert told(await Team([giving([1]), giving([1, 2])], strategy=BEST(judge)).run()) == [(1, [1, 2])]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_judge_is_given_the_jump_of_a_member_that_jumps(asynchronous: bool):
+    seen: list[Any] = []
+
+    def judge(result: Any) -> float:
+        seen.append((result.node, result.input) if isinstance(result, Next) else result)
+        return len(seen)
+
+    async def later(result: Any) -> float:
+        return judge(result)
+
+    jumps: list[Any] = [lambda: Next("x", [1]), giving(2), lambda: Next("y"), lambda: Next("z", Next.none)]
+    await Team(jumps, strategy=BEST(later if asynchronous else judge)).run()
+    assert sorted(seen, key=str) == sorted([("x", [1]), 2, ("y", None), ("z", Next.none)], key=str)
 
 
 async def test_the_best_of_the_first_two():
