@@ -22,7 +22,8 @@ _STRATEGIES = "ALL, RACE, HEDGE(delay), QUORUM(k), VOTE or BEST(judge), as from 
 class Team(Composite):
     """Bodies performed together on one input, and a strategy that says when there is an answer and whose it is.
 
-    The answer is a list of `MemberResult`. A team is a body: of a node, of a map, of a member of another team; or it is run by itself.
+    The answer is a list of `MemberResult`; where nobody could win it is one failure for each member, which is no failure of the team: take
+    the `.value` of a result, which raises. A team is a body: of a node, of a map, of a member of another team; or it is run by itself.
     Runs of one team share nothing, so any number of them may be under way.
     """
 
@@ -86,6 +87,9 @@ class Team(Composite):
         Args:
             input_or_context: The input, or the context of a body, whose input it is then.
             timeout: Seconds, in place of the team's own.
+
+        The result of a member that jumps is its `Next`, for a body to hand on. A loser that does not listen when it is cancelled is not
+        waited for here, but `asyncio.run` waits for it when everything else has ended.
 
         Raises: TeamTimedOut (a RuntimeError).
         """

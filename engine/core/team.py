@@ -277,7 +277,7 @@ def _most_frequent(ends: Sequence[End]) -> int:
     boxes: dict[Hashable, list[list[Any]]] = {}
     ballots: list[list[Any]] = []
     for end in ends:
-        value = opened(end.value)
+        value: Any = opened(end.value)
         if isinstance(value, Jumped):
             value = value._replace(input=opened(value.input))
         box = boxes.setdefault(_box(value), [])
