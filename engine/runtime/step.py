@@ -372,7 +372,8 @@ async def combined(
     try:
         value = function(*given()) if is_async(function) else await off_loop(lambda: function(*given()))
         if inspect.isawaitable(value):  # in a task of its own, which it may cancel: that is a failure of its own
-            value, error = await asyncio.get_running_loop().create_task(_guarded(value))
+            running = asyncio.get_running_loop().create_task(_guarded(value))
+            value, error = await running
             if error is not None:
                 raise error
         return await as_data(value, where), None
