@@ -8,20 +8,21 @@ run's claim alone, so any of them may be asked anything.
 import asyncio
 import logging
 import os
-import pickle
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import asdict, replace
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Protocol
 
+from cluster.answering import answered
 from cluster.code import Parcel
 from cluster.coordinator import ROUND, Coordinator, opened_request, told_end
 from cluster.executor import RayExecutor
 from cluster.past import Tickets, events_of, outcome_of, submission_of, view_of
 from cluster.queue import Admission, Limits, Room
 from cluster.submission import Submission
+from cluster.upkeep import Upkeep
 from engine.checkpoint.batch import FINAL, RELEASING
 from engine.checkpoint.codec import encode
 from engine.checkpoint.record import Recorded
@@ -68,22 +69,7 @@ class Cluster(Protocol):
     async def keep(self, token: str, data: bytes) -> None: ...
     async def kept(self, token: str) -> bytes | None: ...
     async def load(self, target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]: ...
-
-
-Method = Callable[..., Awaitable[Any]]
-
-
-def answered(method: Method) -> Method:
-    """Answer with ("ok", what it returns) or ("error", the pickled error): Ray would change an error's class on its way."""
-
-    @wraps(method)
-    async def call(self: Any, *args: Any) -> tuple[str, Any]:
-        try:
-            return "ok", await method(self, *args)
-        except GeckoError as error:
-            return "error", pickle.dumps(error)
-
-    return call
+    async def want(self, who: str, cpus: int, bundles: list[dict[str, float]]) -> None: ...
 
 
 class Detached(Coordinator):
@@ -115,6 +101,7 @@ class Detached(Coordinator):
         self._foreign: dict[str, int] = {}
         """Runs that scripts come back to, or others, to the number of the event that this was found at."""
         self._tickets = Tickets(self._log)
+        self._upkeep = Upkeep(name, self._remote, self._pool, fleet)
         self._attending: asyncio.Task[None] | None = None
         self._recovered = 0
         self._beside: set[asyncio.Task[Any]] = set()
@@ -130,6 +117,7 @@ class Detached(Coordinator):
         self._start(self._remote.warm_up())
         self._start(self._index.drive())
         self._start(self._catch_up())
+        self._start(self._upkeep.drive())
         while True:
             begun = time.monotonic()
             try:
@@ -474,6 +462,14 @@ class Detached(Coordinator):
                 run = await self._resume(key, recorded, submission_of(recorded) or Submission(ticket="", parcel=""), accept=accept)
                 await self._recorded(run)
             return self._status(run)
+
+    async def scale(self, ceiling: int | None) -> tuple[str, Any]:
+        """Use so many CPUs at most, None: all there are."""
+
+        async def set_ceiling(self: Detached) -> None:
+            self._upkeep.scale(ceiling)
+
+        return await answered(set_ceiling)(self)
 
     async def figures(self) -> dict[str, Any]:
         """Return what is under way, what waits, and what was taken over."""

@@ -224,6 +224,17 @@ class RayRemote:
         self._packs: list[Any] = [ray.remote(max_retries=0, num_cpus=1)(_perform) for _ in range(self.slots)]
         self._turn = itertools.cycle(self._packs)
 
+    def measure(self, ceiling: int | None) -> bool:
+        """Learn how many packs the cluster performs at once now, `ceiling` at most; tells whether that changed. Blocks for a moment."""
+        found = slots() if ceiling is None else min(slots(), ceiling)
+        if found == self.slots:
+            return False
+        while len(self._packs) < found:
+            self._packs.append(ray.remote(max_retries=0, num_cpus=1)(_perform))
+        self._turn = itertools.cycle(self._packs[:found])
+        self.slots = found
+        return True
+
     async def warm_up(self) -> list[int]:
         """Start lanes and workers; returns their process ids."""
         self._lanes = [_LANE.remote(self._me, self._place) for _ in range(self.slots)]
