@@ -355,7 +355,7 @@ async def judged(binding: Any, ctx: Context, given: Any, off_loop: OffLoop) -> t
             running.cancel()
             return False, TimeoutError(f"no answer within {CONDITION_LIMIT:g} s")
         if running.cancelled():
-            return False, asyncio.CancelledError("it cancelled its own task")
+            return False, told(asyncio.CancelledError())
         verdict, error = running.result()
         return bool(verdict), None if error is None else told(error)
     except asyncio.CancelledError:
