@@ -158,6 +158,18 @@ class Cluster:
         """Go on with a run that failed or timed out, from what failed; returns its status. Raises: WrongState, NeedsCode."""
         return await self._everywhere("go_on", run_id, run_id, True, accept)
 
+    async def scale(self, ceiling: int | None) -> None:
+        """Let steps use so many CPUs of the cluster at most, shared out evenly among the coordinators; None: all there are.
+
+        What runs beyond them comes to its end. It holds until a coordinator is restarted.
+
+        Raises: DefinitionError for less than one.
+        """
+        names = await self._coordinators()
+        part = ceiling if ceiling is None or ceiling < 1 else max(1, ceiling // len(names))
+        for answer in [await self._repeat(name, "scale", part) for name in names]:
+            _told(*answer)
+
     async def recover_stale(self) -> int:
         """Have runs whose owner is gone taken over now; returns how many were."""
         answers = [await self._repeat(name, "recover_stale") for name in await self._coordinators()]

@@ -9,7 +9,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from cluster.port import Remote
 from cluster.racing import Races
 from cluster.shipping import Refs
 from cluster.wire import AnswerWire, read_answer, to_wire
+from engine.core.plan import Plan
 from engine.core.policy import Resources
 from engine.errors import GeckoError, StepFailed, StepTimedOut, WorkerLost
 from engine.runtime.step import Call, Moment, Outcome
@@ -73,8 +74,12 @@ class Pool:
         """Number of a scene to its driver: by this workers speak of a run."""
 
     def statistics(self) -> dict[str, int]:
-        """Return how many calls and packs are under way."""
-        return {"calls": len(self._entries), "packs": len(self._flights)}
+        """Return how many calls and packs are under way, and how many CPUs there is work for."""
+        return {"calls": len(self._entries), "packs": len(self._flights), "demand": self._sync + self._packer.demand()}
+
+    def standing(self) -> Iterable[tuple[Plan, int]]:
+        """Return the nodes that are under way, each with its plan."""
+        return {(id(e.moment.plan), e.call.number): (e.moment.plan, e.call.number) for e in self._entries.values()}.values()
 
     def number_driver(self, driver: Any) -> int:
         """Number a driver."""

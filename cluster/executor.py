@@ -11,6 +11,7 @@ from cluster.chain import Chain, chain_from
 from cluster.code import Parcel, RemoteBody
 from cluster.dispatch import FORCE, Pool
 from cluster.flight import Entry
+from cluster.queue import Room
 from cluster.shipping import Shipper
 from engine.checkpoint.codec import decode
 from engine.core.graph import Node
@@ -29,9 +30,15 @@ class RayExecutor:
     ahead = False
     patience = 5.0
 
-    def __init__(self, pool: Pool, parcel: Parcel, codes: Any) -> None:
-        """`codes` refers to the parcel's code in the cluster."""
+    def __init__(self, pool: Pool, parcel: Parcel, codes: Any, room: Room | None = None) -> None:
+        """Perform nothing yet.
+
+        Args:
+            codes: Refers to the parcel's code in the cluster.
+            room: What bounds the steps of all runs together; None: nothing does.
+        """
         self.pool = pool
+        self._room = room
         self.parcel = parcel
         self.codes = codes
         self.shipper = Shipper(pool)
@@ -59,7 +66,8 @@ class RayExecutor:
     async def _one(self, call: Call, moment: Moment) -> Outcome | None:
         if self._chain is None or not self._chain.holds(call.step_id):
             self._drop_chain()
-            nodes = [call.number] if call.limit is not None or moment.owner.nested else chain_from(moment.plan, call.number)
+            alone = call.limit is not None or moment.owner.nested or self._room is not None  # what is bounded is counted step by step
+            nodes = [call.number] if alone else chain_from(moment.plan, call.number)
             if len(nodes) < 2:
                 return await self._alone(call, moment)
             ledger = moment.owner.ledger
@@ -119,6 +127,8 @@ class RayExecutor:
     def _let_in(self) -> None:
         entries: list[Entry] = []
         while self._queue and (self._width is None or len(self._open) + self._stopping < self._width):
+            if self._room is not None and not self._room.take(self._let_in):
+                break
             call, moment, report = self._queue.popleft()
             entry = self._open[call.step_id] = self.pool.entry(self, call, moment, report)
             entries.append(entry)
@@ -129,8 +139,14 @@ class RayExecutor:
         """Take note that a call has come back."""
         if self._open.get(entry.call.step_id) is entry:
             del self._open[entry.call.step_id]
+            self._leave(1)
             if self._queue:
                 self._let_in()
+
+    def _leave(self, count: int) -> None:
+        """Make room for steps of other runs."""
+        if self._room is not None:
+            self._room.give(count)
 
     def withdraw(self, calls: Sequence[Call]) -> list[Call]:
         """Take back calls that wait here or for a pack; what waits in a worker comes later, and then its driver is woken to ask again."""
@@ -141,6 +157,7 @@ class RayExecutor:
         self.pool.drop(waiting)
         for entry in waiting:
             del self._open[entry.call.step_id]
+        self._leave(len(waiting))
         self._let_in()
         return [*queued, *(entry.call for entry in waiting)]
 
@@ -162,6 +179,7 @@ class RayExecutor:
             await self.pool.stop(entries, grace=grace)
         finally:
             self._stopping -= len(entries)
+            self._leave(len(entries))
             self._let_in()
         return []
 

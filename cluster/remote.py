@@ -58,13 +58,14 @@ STARVED = (
 )
 
 
-def ensure(*, start: bool = True) -> None:
+def ensure(*, start: bool = True, address: str | None = None) -> None:
     """Connect to Ray, from any thread and as often as one likes.
 
     The processes of a local cluster die with the *thread* that started them, so that is one of our own, which never ends.
 
     Args:
         start: Whether a local cluster is started where there is none.
+        address: Which cluster, where this process belongs to none yet; None: the one that it is told of.
 
     Raises: ClusterUnavailable for a cluster that cannot be reached, and where there is none and none is to be started.
     """
@@ -74,7 +75,7 @@ def ensure(*, start: bool = True) -> None:
         if ray.is_initialized():
             return
         done: SimpleQueue[BaseException | None] = SimpleQueue()
-        threading.Thread(target=_keep_connected, args=(done, start), name="gecko-ray", daemon=True).start()
+        threading.Thread(target=_keep_connected, args=(done, start, address), name="gecko-ray", daemon=True).start()
         if (error := done.get()) is not None:
             raise error
 
@@ -82,9 +83,9 @@ def ensure(*, start: bool = True) -> None:
 _starting = threading.Lock()
 
 
-def _keep_connected(done: "SimpleQueue[BaseException | None]", start: bool) -> None:
+def _keep_connected(done: "SimpleQueue[BaseException | None]", start: bool, address: str | None) -> None:
     try:
-        _connect(start=start)
+        _connect(start=start, address=address)
     except BaseException as error:  # noqa: BLE001 - raised again by whoever asked
         done.put(error)
         return
@@ -92,11 +93,11 @@ def _keep_connected(done: "SimpleQueue[BaseException | None]", start: bool) -> N
     threading.Event().wait()
 
 
-def _connect(*, start: bool) -> None:
+def _connect(*, start: bool, address: str | None) -> None:
     """Connect to the cluster that there is, or start a local one, which then is ours and ends with the process."""
     from cluster.remote_head import find_cluster, meet  # not for workers, which import this module too
 
-    address = find_cluster()
+    address = address or find_cluster()
     if address is None and not start:
         raise ClusterUnavailable("no Ray cluster is up here: start one with `gecko up`, or say where one is with RAY_ADDRESS")
     meet(address)
@@ -222,6 +223,17 @@ class RayRemote:
         # a function for each slot, since Ray lets tasks of one function queue behind each other in one worker, however short they are
         self._packs: list[Any] = [ray.remote(max_retries=0, num_cpus=1)(_perform) for _ in range(self.slots)]
         self._turn = itertools.cycle(self._packs)
+
+    def measure(self, ceiling: int | None) -> bool:
+        """Learn how many packs the cluster performs at once now, `ceiling` at most; tells whether that changed. Blocks for a moment."""
+        found = slots() if ceiling is None else min(slots(), ceiling)
+        if found == self.slots:
+            return False
+        while len(self._packs) < found:
+            self._packs.append(ray.remote(max_retries=0, num_cpus=1)(_perform))
+        self._turn = itertools.cycle(self._packs[:found])
+        self.slots = found
+        return True
 
     async def warm_up(self) -> list[int]:
         """Start lanes and workers; returns their process ids."""

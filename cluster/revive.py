@@ -29,14 +29,17 @@ class Revived:
     """Who goes on with them."""
 
 
-async def revive(storage: str, *, coordinators: int = 1, limits: Limits | None = None) -> Revived:
+async def revive(storage: str, *, address: str | None = None, coordinators: int = 1, limits: Limits | None = None) -> Revived:
     """Start the coordinators of a storage, those of each runtime environment that has unfinished runs too; they go on with the runs.
 
     A runtime environment whose files lay in the lost cluster cannot be made again: its runs are paused, saying what they need.
 
+    Args:
+        address: Of the cluster; None: the one that this process is told of.
+
     Raises: StoreUnavailable, ClusterUnavailable.
     """
-    await asyncio.to_thread(remote.ensure, start=False)
+    await asyncio.to_thread(remote.ensure, start=False, address=address)
     await asyncio.to_thread(remote_fleet.forget_lost)
     left = await _left_behind(open_log(storage))
     gone = [environment for environment, _ in left if "gcs://" in json.dumps(environment, default=str)]

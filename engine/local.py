@@ -95,6 +95,11 @@ class LocalRun:
         return self._conductor.driver.run.status.value
 
     @property
+    def seq(self) -> int:
+        """The number of its newest event."""
+        return self._begun.recorded.seq if self._conductor is None else self._conductor.driver.ledger.seq
+
+    @property
     def error(self) -> BaseException | None:
         """What `wait` of a handle raises."""
         return None if self._conductor is None else self._conductor.error

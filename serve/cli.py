@@ -5,7 +5,6 @@ Exit statuses are those of cluster/command.py. The result alone goes to standard
 what to do.
 """
 
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
 from serve.project import make_project
-from serve.running import perform
+from serve.running import drive, leave, perform
 from serve.screen import results_apart
 from serve.settings import read_settings
 
@@ -95,7 +94,7 @@ def run(  # typer makes each option of a parameter, so that there are more of th
     service.check_timeout(timeout)
     given = read_input(input)
 
-    async def drive(flow: Workflow, results: TextIO) -> None:
+    async def perform_it(flow: Workflow, results: TextIO) -> None:
         place = None if no_record else service.find_place(storage, read_settings().storage, flow)
         engine = service.open_engine(place, executor=executor)
         name = session if place is None else session or await free_session(flow.name, engine.log)
@@ -110,7 +109,7 @@ def run(  # typer makes each option of a parameter, so that there are more of th
         await perform(begin, flow, told, results, as_json=json)
 
     with results_apart() as results:
-        asyncio.run(drive(service.load(target), results))
+        drive(perform_it(service.load(target), results))
 
 
 @app.command()
@@ -218,7 +217,7 @@ def main() -> None:
     """The script `gecko`."""
     status = command(sys.argv[1:])
     sys.stdout = sys.stderr  # what workers printed last comes as the connection to Ray ends, and is no result either
-    sys.exit(status)
+    leave(status)
 
 
 def command(arguments: Sequence[str]) -> int:

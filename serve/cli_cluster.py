@@ -4,7 +4,6 @@ What they do is in cluster/head.py; here are their options and texts.
 """
 
 import asyncio
-import os
 import re
 import shlex
 import time
@@ -68,11 +67,10 @@ def bring_up(name: str, options: Options, *, after_start: Callable[[Head, str | 
 
 def _revive(head: Head, storage: str | None) -> None:
     """Start the coordinators of a head, which go on with what an earlier cluster left unfinished."""
-    os.environ.update(environment_for(head))
-    from cluster.revive import revive  # it leads to Ray, which reads its environment when it is imported
+    from cluster.revive import revive  # it leads to Ray
 
     url = log_url(find_place(storage, None))
-    found = asyncio.run(revive(url))
+    found = asyncio.run(revive(url, address=head.address))
     say(f"runs are recorded in {without_password(url)}; {counted(found.unfinished, 'unfinished run')} found there, which go on")
 
 

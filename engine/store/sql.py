@@ -143,7 +143,7 @@ class SqlLog:
             self._writer.end(held, LeaseLost(f"run {run_name(key)} was deleted"))
 
     def keep_lease(self, seconds: float) -> None:
-        """Keep the lease that each log in a database has in any case."""
+        return
 
     async def prune(self, *, older_than: float) -> int:
         before, removed = time.time() - older_than, 0

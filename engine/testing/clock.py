@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from engine.errors import WorkflowError
 from engine.runtime.bulk import HELPERS
-from engine.runtime.step import carried, holdable
+from engine.runtime.raised import holdable
+from engine.runtime.step import carried
 
 T = TypeVar("T")
 

@@ -14,8 +14,9 @@ from engine.checkpoint.record import Recorded
 from engine.core.graph import Node
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
+from engine.runtime.asking import ask, reduce
 from engine.runtime.bind import Binding
-from engine.runtime.step import Call, Moment, Outcome, ask, attempt, reduce
+from engine.runtime.step import Call, Moment, Outcome, attempt
 from engine.testing.clock import VirtualLoop
 from engine.testing.faults import Blow, Oracle
 

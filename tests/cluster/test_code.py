@@ -18,8 +18,11 @@ NAME = "mended_by_a_user"
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's module, in a folder that modules are found in."""
     monkeypatch.syspath_prepend(tmp_path)
+    before = dict(sys.modules)
     yield tmp_path / f"{NAME}.py"
+    sys.modules.update(before)  # a worker forgets every user's module, and here those are all tests
     sys.modules.pop(NAME, None)
+    sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})  # what a worker would read again
 
 
 def write(path: Path, answer: str, at: int) -> None:
