@@ -1,4 +1,4 @@
-"""Remote and distributed parallel steps of other systems, as recipes over Team, retry and limits; the page docs/submitting.md shows them."""
+"""Remote and distributed parallel steps of other systems, as recipes over Team, retry and limits; docs/submitting.md shows them."""
 
 import asyncio
 from typing import Any
