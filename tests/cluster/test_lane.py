@@ -81,6 +81,9 @@ class Laned(Threaded):
                 task.cancel()
             self._start()
 
+    async def lane_ended(self, old: Any) -> None:
+        pass
+
     def loss(self, error: BaseException) -> Any:
         return (WorkerLost, "its process died") if isinstance(error, ProcessLookupError) else None
 
