@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
+from operator import itemgetter
 from queue import Queue
 from types import FrameType
 from typing import Any
@@ -133,8 +134,10 @@ def _start(self: threading.Thread) -> None:
 def _submit(self: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
     """Hand a function to a pool, and count it for the call that does."""
     mine = current()
-    if mine is None or fn in HARMLESS:
+    if mine is None:
         return _replaced["submit"](self, fn, *args, **kwargs)
+    if fn in HARMLESS:
+        return _beside_calls(lambda: _replaced["submit"](self, fn, *args, **kwargs))
     owner = mine
 
     def perform(*given: Any, **named: Any) -> Any:
@@ -179,8 +182,8 @@ class Family:
     def __init__(self) -> None:
         """Know no child."""
         self._lock = threading.Lock()
-        self._starter: dict[int, Started | None] = {}
-        """By thread, as the kernel knows it: who started the last process there."""
+        self._starts: dict[int, tuple[float, Started | None]] = {}
+        """By thread, as the kernel knows it: when a process was last started there, and by whom."""
         self._parent: dict[int, Started | None] = {}
         """By child."""
         self._count = 0
@@ -188,15 +191,14 @@ class Family:
     def expect(self, who: Started | None) -> None:
         """Take note that this thread starts a process: those that it has by now are of whoever started one before."""
         with self._lock:
-            thread = threading.get_native_id()
-            for child in children_by_thread(os.getpid(), [thread]).get(thread, ()):
-                self._parent.setdefault(child, self._starter.get(thread))
-            self._starter[thread] = who
+            self._learn()
+            now = _uptime()
+            self._starts[threading.get_native_id()] = now, who
             self._count += 1
             if who is not None:
                 who.processes += 1
                 if not who.first:
-                    who.first, who.since = self._count, _uptime()
+                    who.first, who.since = self._count, now
 
     def has_living(self, who: Started) -> bool:
         """Tell whether a process that a call has started does something yet."""
@@ -210,15 +212,23 @@ class Family:
     def _learn(self) -> None:
         """Learn of all children whose they are, and forget what has ended."""
         found = children_by_thread(os.getpid())
-        ended = {starter for thread, starter in self._starter.items() if thread not in found and starter is not None}
-        self._starter = {thread: starter for thread, starter in self._starter.items() if thread in found}
+        ended = [start for thread, start in self._starts.items() if thread not in found]  # another thread has their children now
         parents: dict[int, Started | None] = {}
         for thread, children in found.items():
-            starter = self._starter.get(thread)
-            mayhap = ended if starter is None else {starter, *ended}  # the children of a thread that has ended are another's now
-            owner = next(iter(mayhap)) if len(mayhap) == 1 else None
-            parents.update({child: self._parent.get(child, owner) for child in children})
+            for child in children:
+                if child in self._parent:
+                    parents[child] = self._parent[child]
+                else:
+                    mayhap = [*ended, self._starts[thread]] if thread in self._starts else ended
+                    parents[child] = _last_before(begun_at(child) + TICK, mayhap)
         self._parent = parents
+        self._starts = {thread: start for thread, start in self._starts.items() if thread in found}
+
+
+def _last_before(at: float, starts: list[tuple[float, Started | None]]) -> Started | None:
+    """Return who was the last to start something before a moment."""
+    before = [start for start in starts if start[0] <= at]
+    return max(before, key=itemgetter(0))[1] if before else None
 
 
 def _uptime() -> float:

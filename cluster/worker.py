@@ -144,7 +144,7 @@ def perform_chain(ready: Opened, progress: Progress) -> None:
 
 
 async def async_chain(ready: Opened, progress: Progress) -> None:
-    """Perform a chain of async bodies. One that cancels its own task has failed; a soft cancel, which cancels that too, is not its doing."""
+    """Perform a chain of async bodies. One that cancels its own task has failed; it is not told of a soft cancel, which does that too."""
     told = False
     before = signal.getsignal(signal.SIGINT)
 
