@@ -42,7 +42,10 @@ ASKS = 2
 GROUP = 8
 """So many async calls whose process died are performed together the next time; where it dies again, each has one of its own."""
 MOVES = 2
-"""So often a call goes to another lane that has lost its own to others; after that it has a process for itself."""
+"""So often a call goes to another lane that has lost its own to others; after that it has a process for itself.
+
+So often, too, a member to another seat whose own was gone before it had begun.
+"""
 LIMIT_GRACE = 4.0
 """Seconds past its limit after which the lane of an async call is given up, where the lane itself says nothing.
 
@@ -113,7 +116,7 @@ class Pool:
                 flights[entry.pack.id] = entry.pack
         for flight in flights.values():
             flight.recall()
-            if flight.gated and not flight.started and flight.chain is None:
+            if flight.gated and not flight.started and flight.chain is None and flight.seat is None:
                 self._withdraw(flight)
 
     def _withdraw(self, flight: Flight) -> None:
@@ -210,6 +213,8 @@ class Pool:
         flight = Flight(f"{self.incarnation}.{next(self._numbers)}", kind, entries, lane)
         flight.chain, flight.bodies, flight.again, flight.seat = chain, bodies, again, seat
         flight.gated = resources is not None if chain is None else chain.gated
+        if seat is not None and kind == "sync":
+            flight.gated = not self.remote.is_near(seat.place)
         flight.begun, now = asyncio.get_running_loop().time(), time.time()
         for entry in entries.values():
             entry.pack, entry.sent = flight, now
@@ -359,7 +364,8 @@ class Pool:
             label, limit = entry.call.label, entry.call.limit
             self._end(entry, StepTimedOut(f"step {label!r} timed out after {limit:g} s", node=label), killed=True)
         left = [e for e in left if e.id not in flight.overdue]
-        if flight.stopping or (late and flight.chain is None and flight.lane is None):
+        unbegun = flight.is_unbegun and all(e.moved < MOVES for e in left)
+        if flight.stopping or unbegun or (late and flight.chain is None and flight.lane is None):
             self._again(flight, left)
         else:
             self._repeat(flight, left, kind, why)
@@ -399,7 +405,7 @@ class Pool:
                 self.fly(flight.kind, {entry.id: entry}, bodies=flight.bodies, again=flight.again + 1, counted=True)
         else:
             for entry in entries:
-                entry.moved += flight.stopping and flight.lane is not None
+                entry.moved += flight.is_unbegun or (flight.stopping and flight.lane is not None)
                 entry.pack, entry.careful = None, not flight.stopping or entry.moved >= MOVES
             self.add(entries)
 

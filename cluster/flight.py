@@ -98,6 +98,11 @@ class Flight:
         self.question: asyncio.Future[bool] | None = None
         """The worker's, whether it is."""
 
+    @property
+    def is_unbegun(self) -> bool:
+        """Whether it was to ask before its seat began it, and never did."""
+        return self.seat is not None and self.gated and not self.started
+
     def recall(self) -> None:
         """Want back what has not started; the worker hears of it when it asks."""
         self.recalled = True

@@ -312,6 +312,10 @@ class RayRemote:
         """Ask for the most bytes of memory that an actor's process has had; to be awaited."""
         return actor.size.remote()
 
+    def is_near(self, place: tuple[str, int] | None) -> bool:
+        """Tell whether an actor is known to be on this node."""
+        return place is not None and place[0] == self._place[0]
+
     def lives_member(self, place: tuple[str, int] | None) -> bool:
         """Tell whether an actor is there, as far as that is seen from here."""
         return place is None or place[0] != self._place[0] or os.path.isdir(f"/proc/{place[1]}") or not os.path.isdir("/proc")

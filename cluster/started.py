@@ -109,7 +109,7 @@ def attend(loop: asyncio.AbstractEventLoop) -> None:
         setattr(threading.Thread, "start", _start)  # noqa: B010 - which a type checker refuses otherwise
         setattr(ThreadPoolExecutor, "submit", _submit)  # noqa: B010
         sys.addaudithook(_hear)
-        os.register_at_fork(before=lambda: family.expect(current()))
+        os.register_at_fork(before=lambda: family.expect(current()), after_in_child=family.forget)
 
 
 _replaced: dict[str, Any] = {}
@@ -181,6 +181,10 @@ class Family:
 
     def __init__(self) -> None:
         """Know no child."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked: another thread may have held the lock just then."""
         self._lock = threading.Lock()
         self._starts: dict[int, tuple[float, Started | None]] = {}
         """By thread, as the kernel knows it: when a process was last started there, and by whom."""
