@@ -40,19 +40,20 @@ TICK = 0.03
 class Started:
     """What one call has started."""
 
+    hit = False
+    """Whether another call cancelled one of its tasks."""
+    processes = 0
+    """How many."""
+    first = 0
+    """Of its processes the first: its number among all of the lane."""
+    since = 0.0
+    """When that began, seconds since the machine's start."""
+
     def __init__(self) -> None:
         """Nothing yet."""
-        self.hit = False
-        """Whether another call cancelled one of its tasks."""
         self.threads: list[threading.Thread] = []
         self.pooled: set[Future[Any]] = set()
         """Functions in pools of threads."""
-        self.processes = 0
-        """How many."""
-        self.first = 0
-        """Of its processes the first: its number among all of the lane."""
-        self.since = 0.0
-        """When that began, seconds since the machine's start."""
 
     def add_thread(self, thread: threading.Thread) -> None:
         """Take note of a thread that is about to begin."""
@@ -64,6 +65,8 @@ class Started:
         """Tell whether something that the call has started goes on."""
         if self.pooled or (self.processes and family.has_living(self)):
             return True
+        if not self.threads:
+            return False
         living = [thread.ident for thread in self.threads if thread.is_alive()]
         if not living:
             return False
