@@ -58,24 +58,37 @@ class Ending:
 
 
 def hold_children(pid: int) -> list[int]:
-    """Stop everything that a process has started, so that it has no further effect and starts nothing; returns the processes.
-
-    What has lost its parent is found by its group, where the process leads one, as Ray's workers do.
-    """
+    """Stop everything that a process has started, so that it has no further effect and starts nothing; returns the processes."""
     found: list[int] = []
-    fresh = children_of(pid) or orphans_of(pid)
+    fresh = children_of(pid)
     while fresh:
         _stop(fresh)  # parents first: one that waits for its child to begin does not stop while that is
         found += fresh
         fresh = [child for parent in fresh for child in children_of(parent)]
-        fresh = fresh or [orphan for orphan in orphans_of(pid) if orphan not in found]
     return found
 
 
 def end_tree(pid: int) -> None:
     """Kill a process with all that it started."""
+    leading = leads(pid)
     _stop([pid])
     kill([pid, *hold_children(pid)])
+    if leading:
+        end_group(pid)
+
+
+def leads(pid: int) -> bool:
+    """Tell whether a process leads a group, as Ray's workers do; of one that is gone it is taken for granted."""
+    try:
+        return os.getpgid(pid) == pid
+    except OSError:
+        return True
+
+
+def end_group(pid: int) -> None:
+    """Kill what is left of the group that a process led: what it had started and what has lost its parent since."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def kill(processes: Iterable[int]) -> None:
@@ -127,11 +140,8 @@ def children_by_thread(pid: int, threads: Iterable[int] | None = None) -> dict[i
 
 def group_of(pid: int) -> list[int]:
     """Return the other processes of the group that a process leads or led; none where it is in the group of another."""
-    try:
-        if os.getpgid(pid) != pid:
-            return []
-    except OSError:
-        pass  # it is gone, and nothing else has its number as long as its group is there
+    if not leads(pid):
+        return []
     found: list[int] = []
     with suppress(OSError):
         for other in (int(name) for name in os.listdir("/proc") if name.isdigit()):

@@ -33,7 +33,7 @@ from ray.exceptions import (
 )  # fmt: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.ending import descriptor_of, end_tree, end_with, hold_children
+from cluster.ending import descriptor_of, end_group, end_tree, end_with, hold_children, leads
 from cluster.ending import kill as kill_processes
 from cluster.lane import Lane, settle_in
 from cluster.opened import Home, codes
@@ -344,7 +344,7 @@ class RayRemote:
 
     async def _end_here(self, actor: Any, pid: int) -> None:
         """End a process of this node. It is Ray that does, since it tells every script of one that was killed by somebody else."""
-        descriptor = descriptor_of(pid)
+        descriptor, leading = descriptor_of(pid), leads(pid)
         children = await asyncio.to_thread(_ask_to_end, actor, pid)  # who has won must not wait for what this takes
         if descriptor >= 0:
             ended = _readable(descriptor)
@@ -354,6 +354,8 @@ class RayRemote:
                 end_tree(pid)
                 await asyncio.wait({ended}, timeout=KILLED)
         kill_processes(children)
+        if leading:
+            end_group(pid)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a pack; by force its worker dies."""
