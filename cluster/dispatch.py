@@ -20,13 +20,13 @@ from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
 from cluster.packing import Pack as Chosen
-from cluster.placing import demand_of, lack_of, mode_of
+from cluster.placing import mode_of
 from cluster.port import Remote
 from cluster.racing import Races
+from cluster.scarce import watch_scarce
 from cluster.shipping import Refs
 from cluster.wire import AnswerWire, read_answer, to_wire
 from engine.core.plan import Plan
-from engine.core.policy import Resources
 from engine.errors import GeckoError, StepFailed, StepTimedOut, WorkerLost
 from engine.runtime.step import Call, Moment, Outcome
 
@@ -40,10 +40,13 @@ FORCE = 0.3
 """Seconds that a pack has to stop in before its worker is killed."""
 ASKS = 2
 """How often a condition or reducer is asked again after the process that was to answer died."""
-SCARCE = 1.0
-"""Seconds after which it is looked up whether any node has what a pack asks for, where it has not come back."""
 GROUP = 8
 """So many async calls whose process died are performed together the next time; where it dies again, each has one of its own."""
+MOVES = 2
+"""So often a call goes to another lane that has lost its own to others; after that it has a process for itself.
+
+So often, too, a member to another seat whose own was gone before it had begun.
+"""
 LIMIT_GRACE = 4.0
 """Seconds past its limit after which the lane of an async call is given up, where the lane itself says nothing.
 
@@ -118,7 +121,7 @@ class Pool:
                 flights[entry.pack.id] = entry.pack
         for flight in flights.values():
             flight.recall()
-            if flight.gated and not flight.started and flight.chain is None:
+            if flight.gated and not flight.started and flight.chain is None and flight.seat is None:
                 self._withdraw(flight)
 
     def _withdraw(self, flight: Flight) -> None:
@@ -173,7 +176,7 @@ class Pool:
         if not entries:
             return
         if pack.mode is Mode.ASYNC:
-            lost = [e for e in entries.values() if e.executor.losses and e.call.step_id in e.executor.losses]
+            lost = [e for e in entries.values() if e.moved >= MOVES or (e.executor.losses and e.call.step_id in e.executor.losses)]
             self._send_lost(lost)
             sound = {e.id: e for e in entries.values() if e not in lost} if lost else entries
             if sound:
@@ -183,31 +186,11 @@ class Pool:
         for part in parts(entries, pack):
             flight = self.fly("sync", part, budget=pack.budget, resources=resources, counted=pack.mode is not Mode.OWN)
             if resources is not None:
-                self.watch_scarce(flight, resources)
-
-    def watch_scarce(self, flight: Flight, resources: Resources) -> None:
-        """Look after a while whether any node has what a pack waits for."""
-        asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
-
-    def _tell_scarce(self, flight: Flight, resources: Resources) -> None:
-        """Say, once a run, that no node has what a pack waits for: Ray would wait without a word."""
-        entry = next(iter(flight.entries.values()), None)
-        if entry is None or flight.id not in self._flights:
-            return
-        demand = demand_of(resources)
-        if demand in entry.executor.demands:
-            return
-        entry.executor.demands.append(demand)
-        lack = lack_of(demand, self.remote.totals())
-        if lack is not None:
-            owner, call = entry.moment.owner, entry.call
-            logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack)
-            step = call.step_id.removeprefix(f"{owner.log_id}/")
-            owner.ledger.show("progress", owner.path + call.node.name, step, {"done": None, "total": None, "note": lack})
+                watch_scarce(flight, resources, self.remote)
 
     def _send_lost(self, entries: list[Entry]) -> None:
         """Send async calls that a process died under to processes of their own: first in small groups, then each alone."""
-        last = [e for e in entries if e.executor.losses[e.call.step_id] > 1 or is_last_chance(e.call)]
+        last = [e for e in entries if e.moved >= MOVES or e.executor.losses[e.call.step_id] > 1 or is_last_chance(e.call)]
         for entry in last:
             self.fly("async", {entry.id: entry}, counted=True)
         again = [e for e in entries if e not in last]
@@ -235,6 +218,8 @@ class Pool:
         flight = Flight(f"{self.incarnation}.{next(self._numbers)}", kind, entries, lane)
         flight.chain, flight.bodies, flight.again, flight.seat = chain, bodies, again, seat
         flight.gated = resources is not None if chain is None else chain.gated
+        if seat is not None and kind == "sync":
+            flight.gated = not self.remote.is_near(seat.place)
         flight.begun, now = asyncio.get_running_loop().time(), time.time()
         for entry in entries.values():
             entry.pack, entry.sent = flight, now
@@ -293,6 +278,7 @@ class Pool:
             error = caught
             if flight.lane is not None and self.remote.loss(error) is not None:
                 self.remote.renew_lane(flight.lane, flight.process)
+                await self.remote.lane_ended(flight.process)
         self._sync -= counted
         self.pump_soon()
         loop = asyncio.get_running_loop()
@@ -307,6 +293,7 @@ class Pool:
 
     def _land(self, flight: Flight) -> None:
         self._flights.pop(flight.id, None)
+        flight.landed = True
         flight.answer()
         if (timer := self._timers.pop(flight.id, None)) is not None:
             timer.cancel()
@@ -364,6 +351,10 @@ class Pool:
             self._again(flight, back)
         elif back:
             self.add(back)
+        if answer.hit:
+            hit = [flight.entries.pop(number) for number in answer.hit if number in flight.entries]
+            why = "another body of its process cancelled it, which is to cancel no tasks but its own"
+            self._repeat(flight, [e for e in hit if e.id in self._entries], WorkerLost, why)
         flight.changed()
 
     def _lost(self, flight: Flight, error: BaseException | None) -> None:
@@ -378,9 +369,15 @@ class Pool:
             label, limit = entry.call.label, entry.call.limit
             self._end(entry, StepTimedOut(f"step {label!r} timed out after {limit:g} s", node=label), killed=True)
         left = [e for e in left if e.id not in flight.overdue]
-        running = [] if flight.stopping or flight.kind == "race" else left if flight.kind in ("async", "ask", "reduce") else left[:1]
-        if late and flight.chain is None and flight.lane is None:
-            running = []
+        unbegun = flight.is_unbegun and all(e.moved < MOVES for e in left)
+        if flight.stopping or unbegun or (late and flight.chain is None and flight.lane is None):
+            self._again(flight, left)
+        else:
+            self._repeat(flight, left, kind, why)
+
+    def _repeat(self, flight: Flight, left: list[Entry], kind: type[WorkerLost], why: str) -> None:
+        """Have performed anew what a process was lost under: what may have been running as its policy decides."""
+        running = [] if flight.kind == "race" else left if flight.kind in ("async", "ask", "reduce") else left[:1]
         if flight.kind in ("ask", "reduce"):
             running = [e for e in running if flight.again >= ASKS]
         for entry in running:
@@ -413,7 +410,8 @@ class Pool:
                 self.fly(flight.kind, {entry.id: entry}, bodies=flight.bodies, again=flight.again + 1, counted=True)
         else:
             for entry in entries:
-                entry.pack, entry.careful = None, not flight.stopping
+                entry.moved += flight.is_unbegun or (flight.stopping and flight.lane is not None)
+                entry.pack, entry.careful = None, not flight.stopping or entry.moved >= MOVES
             self.add(entries)
 
     def _watch_limits(self, flight: Flight) -> None:
