@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import remote, remote_fleet
 from cluster.code import parcel, surroundings
+from cluster.metrics import totals
 from cluster.queue import Limits
 from cluster.submission import Submission, check_labels, check_priority, set_of
 from cluster.wire import opened_error, original_of
@@ -178,6 +179,10 @@ class Cluster:
     async def statistics(self) -> dict[str, dict[str, Any]]:
         """Return what each coordinator has under way and waiting, by its name."""
         return {name: await self._repeat(name, "figures") for name in await self._coordinators()}
+
+    async def totals(self) -> dict[str, float | None]:
+        """Return what all coordinators have counted and measured, together, as `engine.observe.metrics.seed_figures` names it."""
+        return totals(await self.statistics())
 
     # Calls.
 

@@ -166,7 +166,7 @@ class Coordinator:
         return None
 
     async def statistics(self) -> dict[str, int]:
-        """Return what is under way: calls, packs, seats of members that are idle and busy, runs."""
+        """Return what is under way: calls, packs, what workers do of them, seats of members that are idle and busy, runs."""
         idle, busy = self._pool.races.seats.statistics()
         runs = sum(run.task is not None and not run.task.done() for run in self._runs.values())
         return {**self._pool.statistics(), "idle_seats": idle, "busy_seats": busy, "runs": runs}

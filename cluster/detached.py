@@ -19,6 +19,7 @@ from cluster.answering import answered
 from cluster.code import Parcel
 from cluster.coordinator import ROUND, Coordinator, opened_request, told_end
 from cluster.executor import RayExecutor
+from cluster.metrics import with_metrics
 from cluster.past import Tickets, events_of, outcome_of, submission_of, view_of
 from cluster.queue import Admission, Limits, Room
 from cluster.submission import Submission
@@ -40,6 +41,7 @@ from engine.errors import (
     WrongState,
 )
 from engine.local import LocalRun
+from engine.observe.metrics import Metrics
 from engine.ports import Row, RunKey, RunSummary
 from engine.runtime.control import Control, Halt
 from engine.runtime.session import Begun, Request, begin, check_input, find_run
@@ -93,6 +95,7 @@ class Detached(Coordinator):
         self._engine = Engine(self._log)
         self._records = open_records(place)
         self._index = RunIndex(self._records, self._log, coordinator=name)
+        self._metrics = Metrics(distributed=True)
         self._fleet = fleet
         self._admission = Admission(Limits(**limits).share(parts))
         self._room = None if self._admission.limits.steps is None else Room(self._admission.limits.steps)
@@ -105,8 +108,6 @@ class Detached(Coordinator):
         self._attending: asyncio.Task[None] | None = None
         self._recovered = 0
         self._beside: set[asyncio.Task[Any]] = set()
-
-    # Its own life.
 
     async def attend(self) -> None:
         """Begin to look after runs; called once it lives, and again without harm."""
@@ -239,8 +240,6 @@ class Detached(Coordinator):
         except (RunBusy, LeaseLost, Unavailable) as other:
             logger.info("Another owner has the run", extra={"run_id": run_id, "error": str(other)})
 
-    # Runs.
-
     async def submit(self, token: str, request: bytes, parcel: bytes | None, submission: dict[str, Any]) -> tuple[str, Any]:
         """Begin a run; returns once its beginning is on storage.
 
@@ -292,7 +291,7 @@ class Detached(Coordinator):
         run_id = begun.run_id
         if begun.conductor is not None:
             self._turns[run_id] = Turn()
-            begun.conductor.driver.ledger.listeners.append(self._index.listen(begun.key))
+            begun.conductor.driver.ledger.listeners.extend((self._index.listen(begun.key), self._metrics.take))
             begun.conductor.gate = partial(self._wait_turn, run_id, begun.key.workflow, submission.priority, begun.conductor.control)
         run = LocalRun(begun, request, self._log)
         self._keep(run_id, run)
@@ -472,8 +471,9 @@ class Detached(Coordinator):
         return await answered(set_ceiling)(self)
 
     async def figures(self) -> dict[str, Any]:
-        """Return what is under way, what waits, and what was taken over."""
-        return {**await self.statistics(), **asdict(self._admission.statistics()), "recovered": self._recovered, "pid": os.getpid()}
+        """Return what is under way, what waits, what was taken over, and what all of it amounts to (`metrics`)."""
+        told = {**await self.statistics(), **asdict(self._admission.statistics()), "recovered": self._recovered, "pid": os.getpid()}
+        return with_metrics(told, self._metrics)
 
 
 class Turn:

@@ -9,13 +9,14 @@ import itertools
 import logging
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from cluster.chain import Chain
 from cluster.code import RemoteBody
-from cluster.flight import SHORT, Entry, Flight, PackedRun, is_last_chance, outcome_of, parts, size_of, wire_of
+from cluster.flight import SHORT, Entry, Flight, PackedRun, activity, is_last_chance, outcome_of, parts, size_of, wire_of
 from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
@@ -48,10 +49,7 @@ MOVES = 2
 So often, too, a member to another seat whose own was gone before it had begun.
 """
 LIMIT_GRACE = 4.0
-"""Seconds past its limit after which the lane of an async call is given up, where the lane itself says nothing.
-
-C code may hold all of its threads.
-"""
+"""Seconds past its limit after which the lane of an async call is given up, where C code holds it and the lane says nothing."""
 
 
 class Pool:
@@ -73,12 +71,16 @@ class Pool:
         self._pumping = False
         self._watching: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.executors: weakref.WeakSet[PackedRun] = weakref.WeakSet()
         self.drivers: dict[int, Any] = {}
         """Number of a scene to its driver: by this workers speak of a run."""
 
     def statistics(self) -> dict[str, int]:
-        """Return how many calls and packs are under way, and how many CPUs there is work for."""
-        return {"calls": len(self._entries), "packs": len(self._flights), "demand": self._sync + self._packer.demand()}
+        """Return how many calls and packs are under way, what workers do of them, step by step, and how many CPUs there is work for."""
+        told = activity(self._flights.values(), self._entries)
+        told["waiting"] += sum(executor.waiting for executor in self.executors)
+        demand = self._sync + self._packer.demand()
+        return {"calls": len(self._entries), "packs": len(self._flights), "demand": demand, **told}
 
     def standing(self) -> Iterable[tuple[Plan, int]]:
         """Return the nodes that are under way, each with its plan."""

@@ -53,6 +53,12 @@ class RayExecutor:
         """Calls that are being stopped: they count until they have ended."""
         self._chain: Chain | None = None
         self._chained: list[Entry] = []
+        pool.executors.add(self)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for room, before they wait for a pack."""
+        return len(self._queue)
 
     async def one(self, call: Call, moment: Moment) -> Outcome | None:
         """Perform a single call; where others follow it with certainty, they go along in the same pack."""

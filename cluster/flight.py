@@ -1,7 +1,7 @@
 """What the pool keeps of a call on its way, and of a pack that was sent. It holds; `cluster.dispatch` decides."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Sized
 from typing import Any, Protocol
 
 from cluster.chain import Chain
@@ -32,6 +32,9 @@ class PackedRun(Protocol):
     """Whether a process died under one of its calls: then the next are told apart."""
     demands: list[dict[str, float]]
     """Resources for which it was looked up whether any node has them."""
+
+    @property
+    def waiting(self) -> int: ...
 
     def ended(self, entry: "Entry") -> None: ...
 
@@ -125,6 +128,36 @@ class Flight:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class _Known(Sized, Container[int], Protocol): ...
+
+
+def activity(flights: Iterable[Flight], wanted: _Known) -> dict[str, int]:
+    """Return how many worker processes have been given steps, how many steps they perform at once, and how many wait for a worker.
+
+    A pack of sync steps is performed one after the other, so that one of them is under way and the others wait; those of a lane are
+    performed together. That Ray has not handed a pack to a worker yet is known only where the worker has to ask before it starts: of every
+    other pack the first step counts as under way.
+
+    Args:
+        wanted: The calls that have not ended.
+    """
+    workers = processing = begun = 0
+    lanes: set[int] = set()
+    for flight in flights:
+        if not flight.entries or (flight.gated and flight.chain is None and not flight.started):
+            continue
+        if flight.lane is None:
+            workers += 1
+        else:
+            lanes.add(flight.lane)
+        together = flight.kind in ("async", "race", "ask", "reduce")
+        known = sum(number in wanted for number in flight.entries)
+        begun += known if together else min(1, known)
+        if flight.kind not in ("ask", "reduce"):
+            processing += len(flight.entries) if together else 1
+    return {"workers": workers + len(lanes), "processing": processing, "waiting": len(wanted) - begun}
 
 
 def parts(entries: dict[int, Entry], pack: Pack) -> list[dict[int, Entry]]:

@@ -21,6 +21,7 @@ from cluster import remote
 from cluster.code import parcel
 from cluster.detached import Detached
 from cluster.opened import codes
+from cluster.remote_metrics import EVERY, RayMetrics
 from engine.definition.target import load_target
 from engine.errors import ClusterUnavailable, GeckoError
 from engine.runtime.bind import code_of
@@ -79,8 +80,22 @@ class _Detached(Detached):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, fleet=Fleet())
+        self._told = RayMetrics(args[0])
         self._me = ray.get_runtime_context().current_actor
         self._me.attend.remote()
+
+    async def attend(self) -> None:
+        if self._attending is None:
+            self._start(self._tell_ray())
+        await super().attend()
+
+    async def _tell_ray(self) -> None:
+        while True:
+            try:
+                self._told.push((await self.figures())["metrics"])
+            except Exception:
+                logger.exception("Metrics could not be told to Ray")
+            await asyncio.sleep(EVERY)
 
 
 def _load(target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]:

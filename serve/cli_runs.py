@@ -30,7 +30,7 @@ from serve import service, submitted
 from serve.live import open_view
 from serve.options import Executor, Json, Run, Storage
 from serve.running import drive, perform
-from serve.screen import ago_text, event_json, event_line, results_apart, size_text
+from serve.screen import ago_text, event_json, event_line, print_columns, results_apart, size_text
 from serve.settings import read_settings
 
 runs = typer.Typer(help="Recorded runs, by id, by a unique beginning of it, or by session.", no_args_is_help=False, rich_markup_mode=None)
@@ -81,7 +81,7 @@ def list_(
     if json:
         typer.echo(json_text([_summary_data(s) for s in shown]))
         return
-    _print_columns([(s.run_id, service.shown_status(s), ago_text(s.started_at), seconds_text(s.updated_at - s.started_at)) for s in shown])
+    print_columns([(s.run_id, service.shown_status(s), ago_text(s.started_at), seconds_text(s.updated_at - s.started_at)) for s in shown])
     if len(shown) < len(found):
         say(f"{counted(len(found) - len(shown), 'more run')}: --limit 0 lists all {len(found):,}")
     elif not found:
@@ -298,12 +298,5 @@ def _show_prunable(found: list[RunSummary], older_than: str, *, as_json: bool) -
     if as_json:
         typer.echo(json_text({"would_remove": [_summary_data(s) for s in found], "bytes": size}))
         return
-    _print_columns([(s.run_id, s.status, f"ended {ago_text(s.updated_at)}", size_text(s.size)) for s in found])
+    print_columns([(s.run_id, s.status, f"ended {ago_text(s.updated_at)}", size_text(s.size)) for s in found])
     say(f"{counted(len(found), 'run')}, {size_text(size)}, ended more than {older_than} ago; removed nothing, since this is a dry run")
-
-
-def _print_columns(lines: list[tuple[str, ...]]) -> None:
-    """Print lines in columns, the last of them as wide as it is."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
-    for line in lines:
-        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))

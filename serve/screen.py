@@ -6,7 +6,7 @@ Lines of errors and of the log are cluster/notices.py's.
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TextIO
@@ -106,6 +106,13 @@ def size_text(size: int) -> str:
         return f"{size} B"
     power = min(4, (len(str(size)) - 1) // 3)
     return f"{size / 1000**power:.1f} {'kMGT'[power - 1]}B"
+
+
+def print_columns(lines: Sequence[tuple[str, ...]]) -> None:
+    """Print lines in columns, the last of them as wide as it is."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
+    for line in lines:
+        sys.stdout.write("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) + "\n")
 
 
 @contextmanager

@@ -47,8 +47,11 @@ async def stop(engine: Engine, run: str, action: str) -> tuple[str, str]:
     return run_id, "paused" if action == "pause" else "cancelled"
 
 
-async def retry(engine: Engine, run: str) -> tuple[str, str]:
+async def retry(engine: Engine, run: str, *, accept: bool = False) -> tuple[str, str]:
     """Let the cluster go on with a run that failed, from what failed; returns its id and its status.
+
+    Args:
+        accept: Also where recorded nodes are gone or rewired.
 
     Raises: RunNotFound, WrongState (also for a script's run), ClusterUnavailable.
     """
@@ -56,8 +59,8 @@ async def retry(engine: Engine, run: str) -> tuple[str, str]:
     run_id = make_run_id(*key)
     cluster = await cluster_of(engine, key)
     if cluster is None:
-        raise WrongState(f"run {run_id!r} belongs to no cluster: gecko runs resume goes on with it here")
-    return run_id, await cluster.retry(run_id)
+        raise WrongState(f"run {run_id!r} is one of a script and belongs to no cluster: gecko runs resume {run_id} goes on with it here")
+    return run_id, await cluster.retry(run_id, accept=accept)
 
 
 async def resume(engine: Engine, key: RunKey, *, accept: bool) -> tuple[str, str] | None:
