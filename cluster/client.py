@@ -100,7 +100,7 @@ class Cluster:
         submission = Submission(
             ticket=ticket, parcel=token, strategy=flow.checkpoint_strategy.value, on_commit_failure=flow.on_commit_failure,
             limit=check_limit(timeout, "timeout"), priority=check_priority(priority), labels=check_labels(labels), owner=owner,
-            set=await asyncio.to_thread(self._name_set), **await asyncio.to_thread(_surroundings),
+            set=await asyncio.to_thread(self._name_set), **await asyncio.to_thread(_surroundings, self._environment),
         )  # fmt: skip
         request = Request(
             workflow=flow.name, plan=None, session=session_id or ticket, input=Encoded(given), start_node=start_node,  # type: ignore[arg-type] - it travels apart
@@ -178,6 +178,26 @@ class Cluster:
     async def statistics(self) -> dict[str, dict[str, Any]]:
         """Return what each coordinator has under way and waiting, by its name."""
         return {name: await self._repeat(name, "figures") for name in await self._coordinators()}
+
+    async def survey(self, patience: float = 2.0) -> dict[str, dict[str, Any] | None]:
+        """Return the same, None for a coordinator that does not answer within so many seconds: what a health check asks.
+
+        Raises: ClusterUnavailable where the cluster does not even say which there are.
+        """
+        try:
+            names = await asyncio.wait_for(self._coordinators(), patience)
+        except TimeoutError as error:
+            raise ClusterUnavailable(f"the Ray cluster does not answer within {patience:g} s") from error
+        answers = await asyncio.gather(*(self._figures(name, patience) for name in names))
+        if None in answers:
+            await self._refresh()  # one that is gone for good is not asked for ever
+        return dict(zip(names, answers, strict=True))
+
+    async def _figures(self, name: str, patience: float) -> dict[str, Any] | None:
+        try:
+            return await asyncio.wait_for(self._once(name, "figures"), patience)
+        except (*remote_fleet.AWAY, ClusterUnavailable, TimeoutError):
+            return None
 
     # Calls.
 
@@ -393,8 +413,8 @@ def _parcelled(plan: Any) -> tuple[str, bytes]:
     return hashlib.blake2b(data, digest_size=16).hexdigest(), data
 
 
-def _surroundings() -> dict[str, Any]:
-    """Return what is around this process that its code may need."""
+def _surroundings(environment: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what is around this process that its code may need; the runtime environment is the coordinators', where one was said."""
     remote.ensure(start=False)
     cwd, paths = surroundings()
-    return {"environment": remote_fleet.environment(), "cwd": cwd, "paths": paths}
+    return {"environment": remote_fleet.environment() if environment is None else environment, "cwd": cwd, "paths": paths}
