@@ -1,5 +1,6 @@
 """Executions over HTTP: begun, listed, stopped, gone on with; what is wrong with a request is told."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -90,9 +91,20 @@ async def test_the_same_key_is_the_same_execution_and_never_goes_on_with_it(serv
         assert (await ended(served, client, first))["status"] == "completed"
 
 
+async def test_the_same_key_at_the_same_moment_is_one_execution(served: Served, tmp_path: Path):
+    given, key = {"file": str(tmp_path / "go")}, {"Idempotency-Key": "k"}
+    async with served.client() as client:
+        answers = await asyncio.gather(*(execute(client, "waiting", given, headers=key) for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert {answer.json()["execution_id"] for answer in answers} == {"waiting.k.1"}
+        (tmp_path / "go").touch()
+        assert (await ended(served, client, "waiting.k.1"))["status"] == "completed"
+    assert served.cluster.submitted == 1
+
+
 async def test_a_session_is_one_execution(served: Served):
     async with served.client() as client:
-        first = await execute(client, "echo", {"a": 1}, session_id="order 7/x".replace("/", "-"))
+        first = await execute(client, "echo", {"a": 1}, session_id="order 7-x")
         assert first.json()["session_id"] == "order 7-x"
         await ended(served, client, first.json()["execution_id"])
         again = await execute(client, "echo", {"a": 1}, session_id="order 7-x")
