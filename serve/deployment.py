@@ -61,7 +61,12 @@ class Plan:
         """Return the coordinators of the storage; nothing is asked yet."""
         limits = Limits(runs=self.settings.max_runs, queued=self.settings.max_queued)
         return Cluster(
-            self.storage, coordinators=self.settings.coordinators, limits=limits, patience=PATIENCE, environment=self.environment
+            self.storage,
+            coordinators=self.settings.coordinators,
+            limits=limits,
+            patience=PATIENCE,
+            environment=self.environment,
+            keep_code=True,
         )
 
 
