@@ -52,7 +52,7 @@ class Cluster:
 
     def __init__(
         self, storage: str, *, coordinators: int = 1, limits: Limits | None = None, patience: float = PATIENCE,
-        environment: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None, keep_code: bool = False,
     ) -> None:  # fmt: skip
         """Name a storage; nothing is called yet.
 
@@ -62,6 +62,8 @@ class Cluster:
             limits: What they let in at once; those that are there keep theirs.
             patience: Seconds that calls are repeated for while coordinators are away.
             environment: Ray's runtime environment of the coordinators; None: that of this process.
+            keep_code: Whether the code of a workflow is pickled at its first run alone, for a process that submits the same ones again and
+                again: what it captured stays as it was then.
 
         Raises: ConfigurationError for a storage that is this process's own memory.
         """
@@ -71,6 +73,9 @@ class Cluster:
         self._patience = patience
         self._prefix = ""
         self._environment = environment
+        self._kept: dict[int, tuple[Any, str, bytes]] | None = {} if keep_code else None
+        """By id a plan, which is held so that the id stays its own, and its parcel."""
+        self._handles: dict[str, Any] = {}
         self._names: list[str] = []
         if storage.startswith("memory:"):
             text = "runs that belong to a cluster are recorded where its coordinators find them, not in memory: "
@@ -95,13 +100,13 @@ class Cluster:
         plan = flow.compiled()
         if session_id is not None and (wrong := check_name(session_id, "a session id")):
             raise DefinitionError(wrong, where="session_id")
-        token, parcelled = await asyncio.to_thread(_parcelled, plan)
+        token, parcelled, around = await asyncio.to_thread(self._prepare, plan)
         ticket = ticket or uuid.uuid4().hex
         given = await encoded(await as_data(input, "the run's input"), "the run's input")
         submission = Submission(
             ticket=ticket, parcel=token, strategy=flow.checkpoint_strategy.value, on_commit_failure=flow.on_commit_failure,
             limit=check_limit(timeout, "timeout"), priority=check_priority(priority), labels=check_labels(labels), owner=owner,
-            set=await asyncio.to_thread(self._name_set), **await asyncio.to_thread(_surroundings),
+            **around,
         )  # fmt: skip
         request = Request(
             workflow=flow.name, plan=None, session=session_id or ticket, input=Encoded(given), start_node=start_node,  # type: ignore[arg-type] - it travels apart
@@ -184,6 +189,26 @@ class Cluster:
         """Return what all coordinators have counted and measured, together, as `engine.observe.metrics.seed_figures` names it."""
         return totals(await self.statistics())
 
+    async def survey(self, patience: float = 2.0) -> dict[str, dict[str, Any] | None]:
+        """Return the same, None for a coordinator that does not answer within so many seconds: what a health check asks.
+
+        Raises: ClusterUnavailable where the cluster does not even say which there are.
+        """
+        try:
+            names = await asyncio.wait_for(self._coordinators(), patience)
+        except TimeoutError as error:
+            raise ClusterUnavailable(f"the Ray cluster does not answer within {patience:g} s") from error
+        answers = await asyncio.gather(*(self._figures(name, patience) for name in names))
+        if None in answers:
+            await self._refresh()  # one that is gone for good is not asked for ever
+        return dict(zip(names, answers, strict=True))
+
+    async def _figures(self, name: str, patience: float) -> dict[str, Any] | None:
+        try:
+            return await asyncio.wait_for(self._once(name, "figures"), patience)
+        except (*remote_fleet.AWAY, ClusterUnavailable, TimeoutError):
+            return None
+
     # Calls.
 
     async def call(self, method: str, run_id: str, *arguments: Any) -> Any:
@@ -235,11 +260,16 @@ class Cluster:
                 await asyncio.sleep(AGAIN[-1])
 
     async def _once(self, name: str, method: str, *arguments: Any) -> Any:
-        handle = await asyncio.to_thread(remote_fleet.get, name)
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = self._handles[name] = await asyncio.to_thread(remote_fleet.get, name)
         try:
             return await asyncio.wait_for(getattr(handle, method).remote(*arguments), ANSWER)
         except TimeoutError as error:
             raise remote_fleet.AWAY[-1](f"{name} does not answer") from error
+        except remote_fleet.AWAY:
+            self._handles.pop(name, None)  # another may have come in its place
+            raise
 
     def _order(self, route: str, names: list[str]) -> list[str]:
         """Return the coordinators, beginning with the one that a run is usually driven by."""
@@ -265,6 +295,14 @@ class Cluster:
             where = "" if self._here is None else f"@{self._here[:12]}"
             self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}{where}-"
         return self._prefix
+
+    def _prepare(self, plan: Any) -> tuple[str, bytes, dict[str, Any]]:
+        """Return a plan's parcel by name, and what is around this process; all of it may ask Ray, so it is done in one thread."""
+        found = None if self._kept is None else self._kept.get(id(plan))
+        token, data = _parcelled(plan) if found is None else found[1:]
+        if self._kept is not None:
+            self._kept[id(plan)] = plan, token, data
+        return token, data, {"set": self._name_set(), **_surroundings(self._environment)}
 
     def _find(self) -> list[str]:
         self._name_set()
@@ -398,8 +436,8 @@ def _parcelled(plan: Any) -> tuple[str, bytes]:
     return hashlib.blake2b(data, digest_size=16).hexdigest(), data
 
 
-def _surroundings() -> dict[str, Any]:
-    """Return what is around this process that its code may need."""
+def _surroundings(environment: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what is around this process that its code may need; the runtime environment is the coordinators', where one was said."""
     remote.ensure(start=False)
     cwd, paths = surroundings()
-    return {"environment": remote_fleet.environment(), "cwd": cwd, "paths": paths}
+    return {"environment": remote_fleet.environment() if environment is None else environment, "cwd": cwd, "paths": paths}

@@ -156,9 +156,15 @@ def node() -> str:
 
 
 def find(prefix: str) -> list[str]:
-    """Return the names of the living coordinators whose names begin so, in order."""
+    """Return the names of the living coordinators whose names begin so, in order.
+
+    Raises: ClusterUnavailable where the head does not say.
+    """
     remote.ensure(start=False)
-    actors: Any = list_named_actors(all_namespaces=True)
+    try:
+        actors: Any = list_named_actors(all_namespaces=True)
+    except RayError as error:
+        raise ClusterUnavailable(f"the head of the Ray cluster does not say which coordinators there are: {error}") from error
     found: list[str] = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name for name in found if name.startswith(prefix))
 

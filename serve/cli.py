@@ -27,6 +27,7 @@ from serve import service
 from serve.cli_cluster import down, status, up
 from serve.cli_dead import dead
 from serve.cli_runs import runs
+from serve.cli_service import keys, serve
 from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
@@ -47,7 +48,8 @@ _MOST_MEMBERS = 8
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
 app.add_typer(dead, name="dead")
-for command_of_clusters in (submit, up, down, status):
+app.add_typer(keys, name="keys")
+for command_of_clusters in (submit, up, down, status, serve):
     app.command()(command_of_clusters)
 
 
