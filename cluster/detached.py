@@ -453,6 +453,11 @@ class Detached(Coordinator):
         key = _key(run_id)
         async with self._session(key):
             run = self._live(key)
+            if run is not None and run.stopping:
+                assert run.task is not None
+                await asyncio.wait({run.task}, timeout=ROUND)
+                if (run := self._live(key)) is not None:
+                    raise RunBusy(f"run {run_id!r} is about to stop; ask again when it has")
             if run is None:
                 status = (await self._summary(run_id)).status
                 if status in ("completed", "cancelled") or (retry and status not in FINAL and status != "running"):

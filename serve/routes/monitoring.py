@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cluster.metrics import text_of
 from engine import __version__
 from serve.metrics import CONTENT_TYPE
 from serve.middleware.auth import HEALTH
@@ -52,6 +53,7 @@ async def figures(
     responses=problems() | {200: {"description": "Prometheus' text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )  # fmt: skip
 async def prometheus(parts: Service) -> Response:
-    """Return the figures of this replica, of runs and of queues in Prometheus' text format."""
+    """Return the figures of this replica, of runs, steps and queues in Prometheus' text format."""
     runs, coordinators = await parts.monitoring.figures()
-    return Response(parts.metrics.text(runs, coordinators), media_type=CONTENT_TYPE)
+    text = parts.metrics.text(runs, coordinators).decode() + text_of(coordinators)
+    return Response(text, media_type=CONTENT_TYPE)

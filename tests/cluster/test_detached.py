@@ -26,6 +26,7 @@ from engine.errors import (
     WrongState,
 )
 from engine.ports import Row, RunKey
+from engine.runtime.control import Halt
 from tests.acceptance.marks import until
 from tests.cluster.fleet import Fleet, end_of, failing, gate, held, note, parcelled, performed, quick, told
 
@@ -615,3 +616,14 @@ async def test_what_a_coordinator_records_an_engine_reads(fleet: Fleet):
     engine = Engine(fleet.place)
     assert [run.status for run in await engine.runs()] == ["completed"]
     assert [event.kind async for event in engine.events(run_id)] == ["run_started", "step_started", "step_succeeded", "run_completed"]
+
+
+async def test_a_resume_right_behind_a_pause_goes_on_with_the_run_when_its_steps_have_ended(fleet: Fleet):
+    one = fleet.begin()
+    run_id, _ = await fleet.submit(one, held(), 1)
+    await busy()
+    run = one._runs[run_id]
+    run.request(Halt.PAUSE)
+    gate.set()
+    assert told(await one.go_on(run_id, False, False)) in ("running", "completed")
+    assert await end_of(one, run_id) == "completed"
