@@ -40,6 +40,8 @@ PATIENCE = 40.0
 """Seconds that a call is repeated for while coordinators are restarted."""
 ANSWER = 20.0
 """Seconds after which a coordinator that does not answer is passed over: it may be frozen, and then others take its runs."""
+SILENT = 30.0
+"""So long it is asked last then."""
 WAIT = 5.0
 """Seconds that one question for the end of a run takes."""
 AGAIN = (0.05, 0.1, 0.2, 0.5)
@@ -77,6 +79,8 @@ class Cluster:
         """By id a plan, which is held so that the id stays its own, and its parcel."""
         self._handles: dict[str, Any] = {}
         self._names: list[str] = []
+        self._silent: dict[str, float] = {}
+        """Coordinator that did not answer, to until when it is asked last."""
         if storage.startswith("memory:"):
             text = "runs that belong to a cluster are recorded where its coordinators find them, not in memory: "
             raise ConfigurationError(text + "name a folder or a database", where="storage")
@@ -266,15 +270,16 @@ class Cluster:
         try:
             return await asyncio.wait_for(getattr(handle, method).remote(*arguments), ANSWER)
         except TimeoutError as error:
+            self._silent[name] = time.monotonic() + SILENT
             raise remote_fleet.AWAY[-1](f"{name} does not answer") from error
         except remote_fleet.AWAY:
             self._handles.pop(name, None)  # another may have come in its place
             raise
 
     def _order(self, route: str, names: list[str]) -> list[str]:
-        """Return the coordinators, beginning with the one that a run is usually driven by."""
-        first = sum(route.encode()) % len(names)
-        return names[first:] + names[:first]
+        """Return the coordinators, beginning with the one that a run is usually driven by; those that did not answer lately come last."""
+        first, now = sum(route.encode()) % len(names), time.monotonic()
+        return sorted(names[first:] + names[:first], key=lambda name: self._silent.get(name, now) > now)
 
     async def _refresh(self) -> None:
         self._names = []

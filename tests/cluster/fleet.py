@@ -90,6 +90,7 @@ class Fleet:
         self.place = place
         self.shelf = Shelf()
         self.alive: list[Detached] = []
+        self._workers: list[Workers] = []
         self._monkeypatch = monkeypatch
 
     def begin(self, parts: int = 1, **limits: Any) -> Detached:
@@ -98,6 +99,7 @@ class Fleet:
         self._monkeypatch.setattr(module, "make_remote", lambda: workers)
         made = Detached(f"coordinator {len(self.alive)}", self.place, {}, limits, parts, self.shelf)
         workers.coordinator = made
+        self._workers.append(workers)
         self.alive.append(made)
         return made
 
@@ -115,6 +117,8 @@ class Fleet:
         gate.set()
         for one in list(self.alive):
             await self.end(one)
+        for workers in self._workers:  # while there is a loop that answers what they ask
+            await asyncio.to_thread(workers._threads.shutdown)
 
     async def submit(self, one: Detached, flow: Workflow, input: Any = None, **options: Any) -> tuple[str, str]:
         """Submit a run as a client does; returns its id and status. Raises: what the coordinator tells."""
