@@ -11,6 +11,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -237,7 +238,7 @@ class Pool:
         return flight
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=Context())  # of no run: packs are of several
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
         return task

@@ -22,11 +22,12 @@ from cluster.started import Started, attend, calling
 from cluster.wire import AnswerWire, CallWire, read_pack, to_wire
 from engine.checkpoint.codec import encode
 from engine.core.context import Question
+from engine.core.current import carried
 from engine.errors import NotStorable
 from engine.local import inside_step
 from engine.runtime.bulk import encoded
 from engine.runtime.inline import Threads
-from engine.runtime.step import Call, Moment, OffLoop, Outcome, attempt, carried, combined, judged, out_of_time
+from engine.runtime.step import Call, Moment, OffLoop, Outcome, attempt, combined, judged, out_of_time
 
 logger = logging.getLogger(__name__)
 

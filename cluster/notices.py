@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.checkpoint.table import utf8_text
 from engine.errors import StepFailed
+from engine.observe.log import show_json
 
 LONGEST_LINE = 2000
 """Characters of an error's line, what says how to go on not counted."""
@@ -96,9 +97,15 @@ def _says(text: str, value: object) -> bool:
     return re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", text) is not None
 
 
-def show_notices() -> None:
-    """Show warnings and errors of the log, and that a Ray is being started, unless the program has set logging up itself."""
+def show_notices(*, as_json: bool = False) -> None:
+    """Show warnings and errors of the log, and that a Ray is being started, unless the program has set logging up itself.
+
+    Args:
+        as_json: As JSON, what is only told for information too.
+    """
     root = logging.getLogger()
+    if as_json:
+        show_json()
     if not root.handlers:
         root.addHandler(Notices())
         logging.getLogger("cluster.remote").setLevel(logging.INFO)

@@ -3,7 +3,6 @@
 `Home` is the way back to the coordinator. Nothing in here performs a call.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +15,7 @@ from engine.core.graph import Node
 from engine.core.history import Row, Window
 from engine.core.state import Growth, StateDiff, grown
 from engine.errors import InDoubt
+from engine.runtime.body_log import BodyLogger, body_logger
 from engine.runtime.step import Call, Moment, Outcome, perform_once
 
 BASES = 8
@@ -96,10 +96,9 @@ class Services:
         """Return the value as an instance of a type."""
         return build(kind, value)
 
-    def logger(self, ctx: Context) -> logging.LoggerAdapter[logging.Logger]:
+    def logger(self, ctx: Context) -> BodyLogger:
         """Return a logger that tells run, node and step."""
-        extra = {"run_id": ctx.run_id, "session_id": ctx.session_id, "node": ctx.node, "step_id": ctx.step_id}
-        return logging.LoggerAdapter(logging.getLogger("engine.body"), extra)
+        return body_logger(ctx)
 
     def progress(self, ctx: Context, done: float, total: float | None, note: str) -> None:
         """Tell whoever watches."""

@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.ending import descriptor_of, end_group, end_tree, end_with, hold_children, leads
 from cluster.ending import kill as kill_processes
 from cluster.lane import Lane, settle_in
+from cluster.logs import set_up_log
 from cluster.opened import Home, codes
 from cluster.placing import demand_of
 from cluster.port import Kit
@@ -140,6 +141,7 @@ def _home(handle: Any) -> Home:
 
 def _perform(data: bytes, refs: list[Any], handle: Any, place: tuple[str, int]) -> Any:
     node, pid = place
+    set_up_log()
     return perform(data, refs, _home(handle), pid if node == ray.get_runtime_context().get_node_id() else None)
 
 
@@ -153,6 +155,7 @@ class _Lane:
     def __init__(self, handle: Any, place: tuple[str, int]) -> None:
         # a body may wait for the cluster in a thread of its own; Ray warns of that as if it were the loop
         logging.getLogger("ray._private.worker").addFilter(lambda record: "blocking ray.get" not in record.getMessage())
+        set_up_log()
         gc.freeze()  # as in a pack's worker: what Ray and the engine brought along stays
         if place[0] == ray.get_runtime_context().get_node_id():
             end_with(place[1])
@@ -173,6 +176,7 @@ class _Member:
     """An actor on which one member of a team is performed at a time."""
 
     def __init__(self, handle: Any, place: tuple[str, int]) -> None:
+        set_up_log()
         self._home = _home(handle)
         self._node = ray.get_runtime_context().get_node_id()
         self._owner = place[1] if place[0] == self._node else None

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import remote
 from cluster.code import parcel
 from cluster.detached import Detached
+from cluster.logs import set_up_log
 from cluster.opened import codes
 from cluster.remote_metrics import EVERY, RayMetrics
 from engine.definition.target import load_target
@@ -79,6 +80,7 @@ class _Detached(Detached):
     """A coordinator as an actor: it begins its work by itself, since nobody calls one that Ray restarted."""
 
     def __init__(self, *args: Any) -> None:
+        set_up_log()
         super().__init__(*args, fleet=Fleet())
         self._told = RayMetrics(args[0])
         self._me = ray.get_runtime_context().current_actor

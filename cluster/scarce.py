@@ -31,6 +31,7 @@ def _tell_scarce(flight: Flight, resources: Resources, remote: Remote) -> None:
     lack = lack_of(demand, remote.totals())
     if lack is not None:
         owner, call = entry.moment.owner, entry.call
-        logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack)
+        told = {"run_id": owner.log_id, "node": call.node.name}
+        logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack, extra=told)
         step = call.step_id.removeprefix(f"{owner.log_id}/")
         owner.ledger.show("progress", owner.path + call.node.name, step, {"done": None, "total": None, "note": lack})

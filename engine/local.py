@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.checkpoint.codec import private
 from engine.checkpoint.record import event_of
+from engine.core.current import current
 from engine.core.events import Event
 from engine.core.history import Row as HistoryRow
 from engine.core.run import Run
@@ -73,6 +74,7 @@ class LocalRun:
 
     async def _drive(self, conductor: Conductor) -> None:
         inside_step.set(True)  # bodies run in this context and in copies of it
+        current.set((conductor.driver.scene, None))
         place = None if self._log is None else self._log.url
         driven[place, self.run_id] = self
         try:

@@ -231,8 +231,9 @@ def command(arguments: Sequence[str]) -> int:
     debug = "--debug" in words[:end]
     words = [word for i, word in enumerate(words) if word != "--debug" or i > end]
     try:
-        debug = debug or read_settings().debug
-        show_notices()
+        settings = read_settings()
+        debug = debug or settings.debug
+        show_notices(as_json=settings.log == "json")
         if wrong := shadows():
             return _complain("; ".join(wrong), OUTSIDE)
         status = typer.main.get_command(app).main(args=words, prog_name="gecko", standalone_mode=False)

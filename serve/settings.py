@@ -12,6 +12,7 @@ Variables:
     GECKO_MAX_RUNS       runs under way at once; default: no limit
     GECKO_MAX_QUEUED     runs that wait; one more is refused; default: 10000
     GECKO_MAX_BODY       bytes of a request's body; default: 1048576
+    GECKO_LOG            json: the log comes as JSON, a line a record; default: text
 """
 
 import os
@@ -41,6 +42,8 @@ class Settings:
     max_runs: int | None = None
     max_queued: int = 10_000
     max_body: int = 1 << 20
+    log: str = "text"
+    """`text` or `json`; Ray's processes read it too, in cluster/logs.py."""
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -66,6 +69,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         max_runs=number("GECKO_MAX_RUNS", 0, 1, 10**9) or None,
         max_queued=number("GECKO_MAX_QUEUED", default.max_queued, 0, 10**9),
         max_body=number("GECKO_MAX_BODY", default.max_body, 1024, 1 << 30),
+        log=_choice("GECKO_LOG", found.get("GECKO_LOG", ""), ("text", "json")),
     )
 
 
@@ -75,6 +79,14 @@ def _number(name: str, text: str, default: int, least: int, most: int) -> int:
     if text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most:
         return int(text)
     raise ConfigurationError(f"{name}={text!r:.80} must be a whole number from {least} to {most}", where=name)
+
+
+def _choice(name: str, text: str, known: tuple[str, ...]) -> str:
+    """Return one of several words, the first where nothing is said."""
+    said = text.strip().casefold() or known[0]
+    if said not in known:
+        raise ConfigurationError(f"{name}={text!r} is none of {', '.join(known)}", where=name)
+    return said
 
 
 def _flag(name: str, text: str) -> bool:

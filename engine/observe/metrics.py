@@ -219,7 +219,7 @@ class Metrics:
                 count = data["items"]
         if "/" in event.node or (data and "member" in data):
             around = event.step_id.rpartition("/")[0]
-            if around not in run.outer:  # it was taken for a step when it started, or as an item of its map
+            if around not in run.outer and not around.endswith("/fallback"):  # it was taken for a step before
                 run.outer.add(around)
                 count -= 1
         run.workflow.enqueued += count

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, time
 from typing import Any
 
+from engine.core.current import carried
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.asking import ask, reduce
 from engine.runtime.raised import holdable, told
-from engine.runtime.step import Call, Moment, Outcome, attempt, carried
+from engine.runtime.step import Call, Moment, Outcome, attempt
 
 THREADS = 32
 """How many sync bodies of one run at once, unless `max_concurrency` says otherwise."""

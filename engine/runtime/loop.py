@@ -21,6 +21,7 @@ from engine.core.run import Answer, Ask, Layer, News, Run, StepResult, apply, of
 from engine.core.state import Combine, opened
 from engine.core.team import MemberResult, TeamPlan
 from engine.errors import InDoubt
+from engine.runtime.body_log import BodyLogger, body_logger
 from engine.runtime.bulk import encoded
 from engine.runtime.control import GRACE, Control
 from engine.runtime.executor import Executor
@@ -428,10 +429,9 @@ class Driver:
         """Return the value as an instance of a type."""
         return build(kind, value)
 
-    def logger(self, ctx: Context) -> logging.LoggerAdapter[logging.Logger]:
+    def logger(self, ctx: Context) -> BodyLogger:
         """Return a logger that tells run, node and step."""
-        extra = {"run_id": ctx.run_id, "session_id": ctx.session_id, "node": ctx.node, "step_id": ctx.step_id}
-        return logging.LoggerAdapter(logging.getLogger("engine.body"), extra)
+        return body_logger(ctx)
 
     def progress(self, ctx: Context, done: float, total: float | None, note: str) -> None:
         """Show how far a step is; may be called from a body's thread."""

@@ -19,6 +19,7 @@ from engine.checkpoint.codec import decode, encode, private, to_data, to_key
 from engine.checkpoint.data import SHARED
 from engine.checkpoint.record import encode_diff, encode_diff_now, key_place, place_of
 from engine.core.context import Context, Scene, View
+from engine.core.current import current
 from engine.core.events import Event
 from engine.core.graph import Node
 from engine.core.history import Window
@@ -130,10 +131,9 @@ async def attempt(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
     outcome = Outcome(call, time.time())
     begun = time.perf_counter()
     binding = (call.spare or call.node).body
-    ctx = None
-    if binding.wants_context:
-        ctx = _context(call, moment)
-        ctx._off_loop = off_loop
+    ctx = _context(call, moment, off_loop) if binding.wants_context else None
+    around = current.get()
+    current.set((moment.scene, call))
     try:
         if call.limit is not None:
             value = await _within(_perform(call, ctx, off_loop), call.limit, outcome)
@@ -153,6 +153,7 @@ async def attempt(call: Call, moment: Moment, off_loop: OffLoop) -> Outcome:
         outcome.error = told(error)
     finally:
         outcome.duration = time.perf_counter() - begun
+        current.set(around)  # no reset: a loop that is torn down ends this in another context
     return outcome
 
 
@@ -180,6 +181,8 @@ def attempt_now(call: Call, moment: Moment) -> Outcome:
     begun = time.perf_counter()
     binding = (call.spare or call.node).body
     ctx = _context(call, moment) if binding.wants_context else None
+    around = current.get()
+    current.set((moment.scene, call))
     try:
         value = binding.call(ctx, _given(binding, call, ctx))
         if inspect.isawaitable(value):
@@ -193,6 +196,8 @@ def attempt_now(call: Call, moment: Moment) -> Outcome:
         if isinstance(error, KeyboardInterrupt):
             raise
         outcome.error = told(error)
+    finally:
+        current.set(around)
     outcome.duration = time.perf_counter() - begun
     return outcome
 
@@ -201,8 +206,8 @@ async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 
-def _context(call: Call, moment: Moment) -> Context:
-    return Context(moment.scene, moment.state, call.window, call.node.name, call.step_id, call.attempt, None)
+def _context(call: Call, moment: Moment, off_loop: OffLoop | None = None) -> Context:
+    return Context(moment.scene, moment.state, call.window, call.node.name, call.step_id, call.attempt, off_loop)
 
 
 def _given(binding: Any, call: Call, ctx: Context | None) -> Any:
@@ -474,9 +479,3 @@ async def publish(bus: Any, event: Event) -> None:
         if is_ours(error):
             raise
         logger.error("An event bus failed", exc_info=error, extra={"run_id": event.run_id, "seq": event.seq})
-
-
-def carried(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the function bound to this moment's context variables, for another thread."""
-    context = contextvars.copy_context()
-    return lambda: context.run(function)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
+from engine.core.current import carried
 from engine.errors import WorkflowError
 from engine.runtime.bulk import HELPERS
 from engine.runtime.raised import holdable
-from engine.runtime.step import carried
 
 T = TypeVar("T")
 

@@ -34,3 +34,10 @@ def test_nothing_else_in_serve_reads_the_environment(root: Path):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
     assert readers == {"settings.py"}
+
+
+def test_the_log_is_text_or_json():
+    assert read_settings({}).log == read_settings({"GECKO_LOG": " "}).log == read_settings({"GECKO_LOG": "text"}).log == "text"
+    assert read_settings({"GECKO_LOG": "JSON"}).log == "json"
+    with pytest.raises(ConfigurationError, match="GECKO_LOG='xml' is none of text, json"):
+        read_settings({"GECKO_LOG": "xml"})
