@@ -123,8 +123,8 @@ class Detached(Coordinator):
             begun = time.monotonic()
             try:
                 await self._recover()
-            except (Unavailable, CheckpointError) as error:
-                logger.warning("The storage could not be looked through for runs to go on with", extra={"error": str(error)})
+            except Exception:  # whatever it was, the next look may do better, and nobody else looks
+                logger.exception("The storage could not be looked through for runs to go on with")
             await asyncio.sleep(max(LOOK, SHARE * (time.monotonic() - begun)))
 
     async def _catch_up(self) -> None:
@@ -176,7 +176,9 @@ class Detached(Coordinator):
                 if submission is None or submission.environment not in self._environments:
                     self._foreign[run.run_id] = run.seq
                     return False
-                await self._resume(run.key, recorded, submission)
+                resumed = await self._resume(run.key, recorded, submission)
+                if recorded.asked in ACTIONS:
+                    resumed.request(ACTIONS[recorded.asked])
             except RunBusy:  # another coordinator was first
                 return False
             except (NeedsCode, DefinitionError) as error:
@@ -200,10 +202,7 @@ class Detached(Coordinator):
             target=(recorded.started or {}).get("target"),
         )  # fmt: skip
         begun = await begin(request, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
-        run = self._take(begun, request, submission)
-        if recorded.asked in ACTIONS:
-            run.request(ACTIONS[recorded.asked])
-        return run
+        return self._take(begun, request, submission)
 
     async def _code(self, recorded: Recorded, submission: Submission) -> tuple[Parcel, Any, str]:
         """Return a run's plan, what refers to its code, and the code's hash.
@@ -465,15 +464,14 @@ class Detached(Coordinator):
                 recorded = Recorded(await self._log.read(key))
                 run = await self._resume(key, recorded, submission_of(recorded) or Submission(ticket="", parcel=""), accept=accept)
                 await self._recorded(run)
+                if recorded.asked:  # it was not done when the owner died, and this comes after it
+                    await run.tell("signal_received", {"name": "resume"})
             return self._status(run)
 
-    async def scale(self, ceiling: int | None) -> tuple[str, Any]:
+    @answered
+    async def scale(self, ceiling: int | None) -> None:
         """Use so many CPUs at most, None: all there are."""
-
-        async def set_ceiling(self: Detached) -> None:
-            self._upkeep.scale(ceiling)
-
-        return await answered(set_ceiling)(self)
+        self._upkeep.scale(ceiling)
 
     async def figures(self) -> dict[str, Any]:
         """Return what is under way, what waits, what was taken over, and what all of it amounts to (`metrics`)."""

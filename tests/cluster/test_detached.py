@@ -627,3 +627,18 @@ async def test_a_resume_right_behind_a_pause_goes_on_with_the_run_when_its_steps
     gate.set()
     assert told(await one.go_on(run_id, False, False)) in ("running", "completed")
     assert await end_of(one, run_id) == "completed"
+
+
+async def test_whoever_resumes_a_run_that_was_to_be_paused_takes_that_back_for_good(fleet: Fleet):
+    one = fleet.begin()
+    run_id, _ = await fleet.submit(one, held(), 1)
+    await busy()
+    await one._runs[run_id].tell("signal_received", {"name": "pause"})
+    await fleet.end(one)
+    two = fleet.begin()
+    assert told(await two.go_on(run_id, False, False)) == "running"
+    await fleet.end(two)
+    three = fleet.begin()
+    assert told(await three.recover_stale()) == 1
+    gate.set()
+    assert await end_of(three, run_id) == "completed"
