@@ -10,6 +10,7 @@ from bench.scenarios import (
     inline,
     large,
     log_bytes,
+    log_media,
     panel,
     race,
     ray_chain,
@@ -23,8 +24,8 @@ from engine.core.registry import unknown
 from engine.errors import UnknownName
 
 _ALL = (
-    *inline.SCENARIOS, *durable.SCENARIOS, *history.SCENARIOS, *checkpoint.SCENARIOS, *log_bytes.SCENARIOS, *large.SCENARIOS,
-    *imports.SCENARIOS, *ray_fanout.SCENARIOS, *ray_chain.SCENARIOS, *ray_schedule.SCENARIOS, *ray_sleepers.SCENARIOS,
+    *inline.SCENARIOS, *durable.SCENARIOS, *history.SCENARIOS, *checkpoint.SCENARIOS, *log_bytes.SCENARIOS, *log_media.SCENARIOS,
+    *large.SCENARIOS, *imports.SCENARIOS, *ray_fanout.SCENARIOS, *ray_chain.SCENARIOS, *ray_schedule.SCENARIOS, *ray_sleepers.SCENARIOS,
     *state.SCENARIOS, *race.SCENARIOS, *hedge.SCENARIOS, *panel.SCENARIOS, *worker_memory.SCENARIOS,
 )  # fmt: skip
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

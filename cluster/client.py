@@ -40,6 +40,8 @@ PATIENCE = 40.0
 """Seconds that a call is repeated for while coordinators are restarted."""
 ANSWER = 20.0
 """Seconds after which a coordinator that does not answer is passed over: it may be frozen, and then others take its runs."""
+SILENT = 30.0
+"""So long it is asked last then."""
 WAIT = 5.0
 """Seconds that one question for the end of a run takes."""
 AGAIN = (0.05, 0.1, 0.2, 0.5)
@@ -52,7 +54,7 @@ class Cluster:
 
     def __init__(
         self, storage: str, *, coordinators: int = 1, limits: Limits | None = None, patience: float = PATIENCE,
-        environment: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None, keep_code: bool = False,
     ) -> None:  # fmt: skip
         """Name a storage; nothing is called yet.
 
@@ -62,6 +64,8 @@ class Cluster:
             limits: What they let in at once; those that are there keep theirs.
             patience: Seconds that calls are repeated for while coordinators are away.
             environment: Ray's runtime environment of the coordinators; None: that of this process.
+            keep_code: Whether the code of a workflow is pickled at its first run alone, for a process that submits the same ones again and
+                again: what it captured stays as it was then.
 
         Raises: ConfigurationError for a storage that is this process's own memory.
         """
@@ -71,7 +75,12 @@ class Cluster:
         self._patience = patience
         self._prefix = ""
         self._environment = environment
+        self._kept: dict[int, tuple[Any, str, bytes]] | None = {} if keep_code else None
+        """By id a plan, which is held so that the id stays its own, and its parcel."""
+        self._handles: dict[str, Any] = {}
         self._names: list[str] = []
+        self._silent: dict[str, float] = {}
+        """Coordinator that did not answer, to until when it is asked last."""
         if storage.startswith("memory:"):
             text = "runs that belong to a cluster are recorded where its coordinators find them, not in memory: "
             raise ConfigurationError(text + "name a folder or a database", where="storage")
@@ -95,13 +104,13 @@ class Cluster:
         plan = flow.compiled()
         if session_id is not None and (wrong := check_name(session_id, "a session id")):
             raise DefinitionError(wrong, where="session_id")
-        token, parcelled = await asyncio.to_thread(_parcelled, plan)
+        token, parcelled, around = await asyncio.to_thread(self._prepare, plan)
         ticket = ticket or uuid.uuid4().hex
         given = await encoded(await as_data(input, "the run's input"), "the run's input")
         submission = Submission(
             ticket=ticket, parcel=token, strategy=flow.checkpoint_strategy.value, on_commit_failure=flow.on_commit_failure,
             limit=check_limit(timeout, "timeout"), priority=check_priority(priority), labels=check_labels(labels), owner=owner,
-            set=await asyncio.to_thread(self._name_set), **await asyncio.to_thread(_surroundings),
+            **around,
         )  # fmt: skip
         request = Request(
             workflow=flow.name, plan=None, session=session_id or ticket, input=Encoded(given), start_node=start_node,  # type: ignore[arg-type] - it travels apart
@@ -159,6 +168,18 @@ class Cluster:
         """Go on with a run that failed or timed out, from what failed; returns its status. Raises: WrongState, NeedsCode."""
         return await self._everywhere("go_on", run_id, run_id, True, accept)
 
+    async def scale(self, ceiling: int | None) -> None:
+        """Let steps use so many CPUs of the cluster at most, shared out evenly among the coordinators; None: all there are.
+
+        What runs beyond them comes to its end. It holds until a coordinator is restarted.
+
+        Raises: DefinitionError for less than one.
+        """
+        names = await self._coordinators()
+        part = ceiling if ceiling is None or ceiling < 1 else max(1, ceiling // len(names))
+        for answer in [await self._repeat(name, "scale", part) for name in names]:
+            _told(*answer)
+
     async def recover_stale(self) -> int:
         """Have runs whose owner is gone taken over now; returns how many were."""
         answers = [await self._repeat(name, "recover_stale") for name in await self._coordinators()]
@@ -171,6 +192,26 @@ class Cluster:
     async def totals(self) -> dict[str, float | None]:
         """Return what all coordinators have counted and measured, together, as `engine.observe.metrics.seed_figures` names it."""
         return totals(await self.statistics())
+
+    async def survey(self, patience: float = 2.0) -> dict[str, dict[str, Any] | None]:
+        """Return the same, None for a coordinator that does not answer within so many seconds: what a health check asks.
+
+        Raises: ClusterUnavailable where the cluster does not even say which there are.
+        """
+        try:
+            names = await asyncio.wait_for(self._coordinators(), patience)
+        except TimeoutError as error:
+            raise ClusterUnavailable(f"the Ray cluster does not answer within {patience:g} s") from error
+        answers = await asyncio.gather(*(self._figures(name, patience) for name in names))
+        if None in answers:
+            await self._refresh()  # one that is gone for good is not asked for ever
+        return dict(zip(names, answers, strict=True))
+
+    async def _figures(self, name: str, patience: float) -> dict[str, Any] | None:
+        try:
+            return await asyncio.wait_for(self._once(name, "figures"), patience)
+        except (*remote_fleet.AWAY, ClusterUnavailable, TimeoutError):
+            return None
 
     # Calls.
 
@@ -223,16 +264,22 @@ class Cluster:
                 await asyncio.sleep(AGAIN[-1])
 
     async def _once(self, name: str, method: str, *arguments: Any) -> Any:
-        handle = await asyncio.to_thread(remote_fleet.get, name)
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = self._handles[name] = await asyncio.to_thread(remote_fleet.get, name)
         try:
             return await asyncio.wait_for(getattr(handle, method).remote(*arguments), ANSWER)
         except TimeoutError as error:
+            self._silent[name] = time.monotonic() + SILENT
             raise remote_fleet.AWAY[-1](f"{name} does not answer") from error
+        except remote_fleet.AWAY:
+            self._handles.pop(name, None)  # another may have come in its place
+            raise
 
     def _order(self, route: str, names: list[str]) -> list[str]:
-        """Return the coordinators, beginning with the one that a run is usually driven by."""
-        first = sum(route.encode()) % len(names)
-        return names[first:] + names[:first]
+        """Return the coordinators, beginning with the one that a run is usually driven by; those that did not answer lately come last."""
+        first, now = sum(route.encode()) % len(names), time.monotonic()
+        return sorted(names[first:] + names[:first], key=lambda name: self._silent.get(name, now) > now)
 
     async def _refresh(self) -> None:
         self._names = []
@@ -253,6 +300,14 @@ class Cluster:
             where = "" if self._here is None else f"@{self._here[:12]}"
             self._prefix = f"gecko-{set_of(self.storage, self._environment, self._here, __version__)}{where}-"
         return self._prefix
+
+    def _prepare(self, plan: Any) -> tuple[str, bytes, dict[str, Any]]:
+        """Return a plan's parcel by name, and what is around this process; all of it may ask Ray, so it is done in one thread."""
+        found = None if self._kept is None else self._kept.get(id(plan))
+        token, data = _parcelled(plan) if found is None else found[1:]
+        if self._kept is not None:
+            self._kept[id(plan)] = plan, token, data
+        return token, data, {"set": self._name_set(), **_surroundings(self._environment)}
 
     def _find(self) -> list[str]:
         self._name_set()
@@ -386,8 +441,8 @@ def _parcelled(plan: Any) -> tuple[str, bytes]:
     return hashlib.blake2b(data, digest_size=16).hexdigest(), data
 
 
-def _surroundings() -> dict[str, Any]:
-    """Return what is around this process that its code may need."""
+def _surroundings(environment: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what is around this process that its code may need; the runtime environment is the coordinators', where one was said."""
     remote.ensure(start=False)
     cwd, paths = surroundings()
-    return {"environment": remote_fleet.environment(), "cwd": cwd, "paths": paths}
+    return {"environment": remote_fleet.environment() if environment is None else environment, "cwd": cwd, "paths": paths}

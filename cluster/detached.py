@@ -8,26 +8,26 @@ run's claim alone, so any of them may be asked anything.
 import asyncio
 import logging
 import os
-import pickle
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import asdict, replace
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Protocol
 
+from cluster.answering import answered
 from cluster.code import Parcel
 from cluster.coordinator import ROUND, Coordinator, opened_request, told_end
 from cluster.executor import RayExecutor
 from cluster.metrics import with_metrics
-from cluster.past import events_of, outcome_of, view_of
+from cluster.past import Tickets, events_of, outcome_of, submission_of, view_of
 from cluster.queue import Admission, Limits, Room
 from cluster.submission import Submission
+from cluster.upkeep import Upkeep
 from engine.checkpoint.batch import FINAL, RELEASING
-from engine.checkpoint.codec import encode, to_data
+from engine.checkpoint.codec import encode
 from engine.checkpoint.record import Recorded
 from engine.core.ids import make_run_id, split_run_id
-from engine.core.state import same
 from engine.engine import Engine
 from engine.errors import (
     CheckpointError,
@@ -37,7 +37,6 @@ from engine.errors import (
     NeedsCode,
     RunBusy,
     RunNotFound,
-    SessionInUse,
     Unavailable,
     WrongState,
 )
@@ -45,7 +44,7 @@ from engine.local import LocalRun
 from engine.observe.metrics import Metrics
 from engine.ports import Row, RunKey, RunSummary
 from engine.runtime.control import Control, Halt
-from engine.runtime.session import Begun, Request, begin, find_run
+from engine.runtime.session import Begun, Request, begin, check_input, find_run
 from engine.store import open_log, open_records
 from engine.store.index import RunIndex, catch_up
 
@@ -72,22 +71,7 @@ class Cluster(Protocol):
     async def keep(self, token: str, data: bytes) -> None: ...
     async def kept(self, token: str) -> bytes | None: ...
     async def load(self, target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]: ...
-
-
-Method = Callable[..., Awaitable[Any]]
-
-
-def answered(method: Method) -> Method:
-    """Answer with ("ok", what it returns) or ("error", the pickled error): Ray would change an error's class on its way."""
-
-    @wraps(method)
-    async def call(self: Any, *args: Any) -> tuple[str, Any]:
-        try:
-            return "ok", await method(self, *args)
-        except GeckoError as error:
-            return "error", pickle.dumps(error)
-
-    return call
+    async def want(self, who: str, cpus: int, bundles: list[dict[str, float]]) -> None: ...
 
 
 class Detached(Coordinator):
@@ -119,6 +103,8 @@ class Detached(Coordinator):
         self._sessions: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._foreign: dict[str, int] = {}
         """Runs that scripts come back to, or others, to the number of the event that this was found at."""
+        self._tickets = Tickets(self._log)
+        self._upkeep = Upkeep(name, self._remote, self._pool, fleet)
         self._attending: asyncio.Task[None] | None = None
         self._recovered = 0
         self._beside: set[asyncio.Task[Any]] = set()
@@ -132,12 +118,13 @@ class Detached(Coordinator):
         self._start(self._remote.warm_up())
         self._start(self._index.drive())
         self._start(self._catch_up())
+        self._start(self._upkeep.drive())
         while True:
             begun = time.monotonic()
             try:
                 await self._recover()
-            except (Unavailable, CheckpointError) as error:
-                logger.warning("The storage could not be looked through for runs to go on with", extra={"error": str(error)})
+            except Exception:  # whatever it was, the next look may do better, and nobody else looks
+                logger.exception("The storage could not be looked through for runs to go on with")
             await asyncio.sleep(max(LOOK, SHARE * (time.monotonic() - begun)))
 
     async def _catch_up(self) -> None:
@@ -162,7 +149,7 @@ class Detached(Coordinator):
         return await answered(Detached._recover)(self)
 
     async def _recover(self) -> int:
-        found = [s for s in await self._log.scan() if self._is_stale(s)]
+        found = sorted((s for s in await self._log.scan() if self._is_stale(s)), key=lambda s: s.started_at)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def go_on(summary: RunSummary) -> bool:
@@ -185,11 +172,13 @@ class Detached(Coordinator):
                 return False
             try:
                 recorded = Recorded(await self._log.read(run.key))
-                submission = _submission(recorded)
+                submission = submission_of(recorded)
                 if submission is None or submission.environment not in self._environments:
                     self._foreign[run.run_id] = run.seq
                     return False
-                await self._resume(run.key, recorded, submission)
+                resumed = await self._resume(run.key, recorded, submission)
+                if recorded.asked in ACTIONS:
+                    resumed.request(ACTIONS[recorded.asked])
             except RunBusy:  # another coordinator was first
                 return False
             except (NeedsCode, DefinitionError) as error:
@@ -197,7 +186,8 @@ class Detached(Coordinator):
                 return False
             except (GeckoError, OSError) as error:
                 logger.warning("A run could not be gone on with", extra={"run_id": run.run_id, "error": str(error)})
-                self._foreign[run.run_id] = run.seq
+                if not isinstance(error, (Unavailable, LeaseLost)):  # which pass
+                    self._foreign[run.run_id] = run.seq
                 return False
             return True
 
@@ -207,15 +197,12 @@ class Detached(Coordinator):
         if limit is not None:
             limit = max(0.0, limit - (time.time() - recorded.began_at))
         request = Request(
-            workflow=key.workflow, plan=held.plan, session=key.session, n=key.n, resume=True, accept=accept, timeout=limit,
+            workflow=key.workflow, plan=held.plan, session=key.session, n=key.n, resume=True, accept=accept, timeout=limit, patience=0.0,
             strategy=submission.strategy, on_commit_failure=submission.on_commit_failure, code=code,
             target=(recorded.started or {}).get("target"),
         )  # fmt: skip
         begun = await begin(request, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
-        run = self._take(begun, request, submission)
-        if recorded.asked in ACTIONS:
-            run.request(ACTIONS[recorded.asked])
-        return run
+        return self._take(begun, request, submission)
 
     async def _code(self, recorded: Recorded, submission: Submission) -> tuple[Parcel, Any, str]:
         """Return a run's plan, what refers to its code, and the code's hash.
@@ -275,28 +262,28 @@ class Detached(Coordinator):
         held, codes = await self._hold(token, parcel)
         asked = await opened_request(request, held.plan)
         async with self._session(RunKey(asked.workflow, asked.session, 0)):
-            if asked.new and (key := await self._of_ticket(asked, submission.ticket)) is not None:
+            if (key := await self._tickets.find(asked.workflow, asked.session, submission.ticket)) is not None:
                 asked = replace(asked, new=False, n=key.n)
-            live = None if asked.new else self._live(await find_run(self._log, asked))
-            if live is not None:
-                if asked.input is not None and not same(to_data(asked.input, where="the run's input"), live.run().input):
-                    text = f"session {asked.session!r} of workflow {asked.workflow!r} belongs to run {live.run_id!r} with another input; "
-                    raise SessionInUse(text + "use another session, leave the input out, or pass new=True for a new run")
-                return live.run_id, self._status(live)
+            if not asked.new and self._live(key := await find_run(self._log, asked)) is not None:
+                return await self._driven(asked, key)
             self._admission.check(time.monotonic())
-            asked = replace(asked, submission=submission.data())
-            begun = await begin(asked, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
+            asked = replace(asked, submission=submission.data(), patience=0.0)
+            try:
+                begun = await begin(asked, self._log, lambda: RayExecutor(self._pool, held, codes, self._room), Control())
+            except RunBusy:  # another coordinator drives it
+                return await self._driven(asked, await find_run(self._log, asked))
             run = self._take(begun, asked, submission)
             await self._recorded(run)
             return run.run_id, self._status(run)
 
-    async def _of_ticket(self, asked: Request, ticket: str) -> RunKey | None:
-        """Return the session's newest run, where the same call of `submit` began it."""
-        newest = max((s.key for s in await self._log.scan(workflow=asked.workflow, session=asked.session)), default=None)
-        if newest is None:
-            return None
-        submission = _submission(Recorded(await self._log.read(newest)))
-        return newest if submission is not None and submission.ticket == ticket else None
+    async def _driven(self, asked: Request, key: RunKey) -> tuple[str, str]:
+        """Return the id and status of a run that is driven already. Raises: SessionInUse for another input; RunBusy while it begins."""
+        recorded = Recorded(await self._log.read(key))
+        run_id = make_run_id(*key)
+        if not recorded:
+            raise RunBusy(f"run {run_id!r} is about to begin; try again")
+        await check_input(asked, key, recorded)
+        return run_id, await self._status_of(run_id)
 
     def _take(self, begun: Begun, request: Request, submission: Submission) -> LocalRun:
         """Drive a run that was claimed, when it is its turn."""
@@ -353,7 +340,8 @@ class Detached(Coordinator):
         return run if run is not None and run.task is not None and not run.task.done() else None
 
     def _status(self, run: LocalRun) -> str:
-        return "pending" if self._admission.waits(run.run_id) else run.status
+        turn = self._turns.get(run.run_id)
+        return "pending" if turn is not None and not turn.admitted.done() else run.status
 
     # What is asked of a run, by its id.
 
@@ -383,7 +371,8 @@ class Detached(Coordinator):
             left = until - time.monotonic()
             if run is not None and run.task is not None:
                 await asyncio.wait({run.task}, timeout=max(0.0, left))
-                return self._status(run)
+                if not run.task.done():
+                    return self._status(run)
             status = (await self._summary(run_id)).status
             if status in RELEASING or left <= 0:
                 return status
@@ -395,7 +384,8 @@ class Detached(Coordinator):
 
     async def _outcome(self, run_id: str) -> tuple[str, bytes | None, bytes | None, bytes | None]:
         run = self._runs.get(run_id)
-        if run is not None and run.task is not None and run.task.done():
+        ended = run is not None and run.task is not None and run.task.done() and not isinstance(run.error, (LeaseLost, Unavailable))
+        if run is not None and ended and (await self._summary(run_id)).seq == run.seq:  # it did not go on elsewhere
             return await told_end(run)
         return await outcome_of(self._engine, run_id)
 
@@ -414,7 +404,9 @@ class Detached(Coordinator):
 
     async def _follow(self, run_id: str, reader: str, after: int, transient: bool) -> list[tuple[Any, ...]] | None:
         if reader in self._readers or self._live(_key(run_id)) is not None:
-            return await self.events(run_id, reader, after, transient)
+            known = await self.events(run_id, reader, after, transient)
+            if known is not None:
+                return known  # behind its last event here it may go on elsewhere
         until = time.monotonic() + ROUND
         while True:
             status = (await self._summary(run_id)).status
@@ -460,14 +452,26 @@ class Detached(Coordinator):
         key = _key(run_id)
         async with self._session(key):
             run = self._live(key)
+            if run is not None and run.stopping:
+                assert run.task is not None
+                await asyncio.wait({run.task}, timeout=ROUND)
+                if (run := self._live(key)) is not None:
+                    raise RunBusy(f"run {run_id!r} is about to stop; ask again when it has")
             if run is None:
                 status = (await self._summary(run_id)).status
                 if status in ("completed", "cancelled") or (retry and status not in FINAL and status != "running"):
                     raise WrongState(f"run {run_id!r} is {status}; it cannot be {'retried' if retry else 'resumed'}")
                 recorded = Recorded(await self._log.read(key))
-                run = await self._resume(key, recorded, _submission(recorded) or Submission(ticket="", parcel=""), accept=accept)
+                run = await self._resume(key, recorded, submission_of(recorded) or Submission(ticket="", parcel=""), accept=accept)
                 await self._recorded(run)
+                if recorded.asked:  # it was not done when the owner died, and this comes after it
+                    await run.tell("signal_received", {"name": "resume"})
             return self._status(run)
+
+    @answered
+    async def scale(self, ceiling: int | None) -> None:
+        """Use so many CPUs at most, None: all there are."""
+        self._upkeep.scale(ceiling)
 
     async def figures(self) -> dict[str, Any]:
         """Return what is under way, what waits, what was taken over, and what all of it amounts to (`metrics`)."""
@@ -492,9 +496,3 @@ def _key(run_id: str) -> RunKey:
     if parts is None:
         raise RunNotFound(f"run {run_id!r} not found: an id is workflow.session.n")
     return RunKey(*parts)
-
-
-def _submission(recorded: Recorded) -> Submission | None:
-    """Return how a run was submitted, None for a script's."""
-    data = (recorded.started or {}).get("submission")
-    return None if data is None else Submission.from_data(data)

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -22,12 +22,13 @@ from cluster.members import Seat
 from cluster.packing import Call as Waiting
 from cluster.packing import Mode, Packer
 from cluster.packing import Pack as Chosen
-from cluster.placing import demand_of, lack_of, mode_of
+from cluster.placing import mode_of
 from cluster.port import Remote
 from cluster.racing import Races
+from cluster.scarce import watch_scarce
 from cluster.shipping import Refs
 from cluster.wire import AnswerWire, read_answer, to_wire
-from engine.core.policy import Resources
+from engine.core.plan import Plan
 from engine.errors import GeckoError, StepFailed, StepTimedOut, WorkerLost
 from engine.runtime.step import Call, Moment, Outcome
 
@@ -41,15 +42,15 @@ FORCE = 0.3
 """Seconds that a pack has to stop in before its worker is killed."""
 ASKS = 2
 """How often a condition or reducer is asked again after the process that was to answer died."""
-SCARCE = 1.0
-"""Seconds after which it is looked up whether any node has what a pack asks for, where it has not come back."""
 GROUP = 8
 """So many async calls whose process died are performed together the next time; where it dies again, each has one of its own."""
-LIMIT_GRACE = 4.0
-"""Seconds past its limit after which the lane of an async call is given up, where the lane itself says nothing.
+MOVES = 2
+"""So often a call goes to another lane that has lost its own to others; after that it has a process for itself.
 
-C code may hold all of its threads.
+So often, too, a member to another seat whose own was gone before it had begun.
 """
+LIMIT_GRACE = 4.0
+"""Seconds past its limit after which the lane of an async call is given up, where C code holds it and the lane says nothing."""
 
 
 class Pool:
@@ -76,10 +77,15 @@ class Pool:
         """Number of a scene to its driver: by this workers speak of a run."""
 
     def statistics(self) -> dict[str, int]:
-        """Return how many calls and packs are under way, and what workers do of them, step by step."""
+        """Return how many calls and packs are under way, what workers do of them, step by step, and how many CPUs there is work for."""
         told = activity(self._flights.values(), self._entries)
         told["waiting"] += sum(executor.waiting for executor in self.executors)
-        return {"calls": len(self._entries), "packs": len(self._flights), **told}
+        demand = self._sync + self._packer.demand()
+        return {"calls": len(self._entries), "packs": len(self._flights), "demand": demand, **told}
+
+    def standing(self) -> Iterable[tuple[Plan, int]]:
+        """Return the nodes that are under way, each with its plan."""
+        return {(id(e.moment.plan), e.call.number): (e.moment.plan, e.call.number) for e in self._entries.values()}.values()
 
     def number_driver(self, driver: Any) -> int:
         """Number a driver."""
@@ -118,7 +124,7 @@ class Pool:
                 flights[entry.pack.id] = entry.pack
         for flight in flights.values():
             flight.recall()
-            if flight.gated and not flight.started and flight.chain is None:
+            if flight.gated and not flight.started and flight.chain is None and flight.seat is None:
                 self._withdraw(flight)
 
     def _withdraw(self, flight: Flight) -> None:
@@ -173,7 +179,7 @@ class Pool:
         if not entries:
             return
         if pack.mode is Mode.ASYNC:
-            lost = [e for e in entries.values() if e.executor.losses and e.call.step_id in e.executor.losses]
+            lost = [e for e in entries.values() if e.moved >= MOVES or (e.executor.losses and e.call.step_id in e.executor.losses)]
             self._send_lost(lost)
             sound = {e.id: e for e in entries.values() if e not in lost} if lost else entries
             if sound:
@@ -183,32 +189,11 @@ class Pool:
         for part in parts(entries, pack):
             flight = self.fly("sync", part, budget=pack.budget, resources=resources, counted=pack.mode is not Mode.OWN)
             if resources is not None:
-                self.watch_scarce(flight, resources)
-
-    def watch_scarce(self, flight: Flight, resources: Resources) -> None:
-        """Look after a while whether any node has what a pack waits for."""
-        asyncio.get_running_loop().call_later(SCARCE, self._tell_scarce, flight, resources)
-
-    def _tell_scarce(self, flight: Flight, resources: Resources) -> None:
-        """Say, once a run, that no node has what a pack waits for: Ray would wait without a word."""
-        entry = next(iter(flight.entries.values()), None)
-        if entry is None or flight.id not in self._flights:
-            return
-        demand = demand_of(resources)
-        if demand in entry.executor.demands:
-            return
-        entry.executor.demands.append(demand)
-        lack = lack_of(demand, self.remote.totals())
-        if lack is not None:
-            owner, call = entry.moment.owner, entry.call
-            told = {"run_id": owner.log_id, "node": call.node.name}
-            logger.warning("node %r of run %r %s", call.node.name, owner.log_id, lack, extra=told)
-            step = call.step_id.removeprefix(f"{owner.log_id}/")
-            owner.ledger.show("progress", owner.path + call.node.name, step, {"done": None, "total": None, "note": lack})
+                watch_scarce(flight, resources, self.remote)
 
     def _send_lost(self, entries: list[Entry]) -> None:
         """Send async calls that a process died under to processes of their own: first in small groups, then each alone."""
-        last = [e for e in entries if e.executor.losses[e.call.step_id] > 1 or is_last_chance(e.call)]
+        last = [e for e in entries if e.moved >= MOVES or e.executor.losses[e.call.step_id] > 1 or is_last_chance(e.call)]
         for entry in last:
             self.fly("async", {entry.id: entry}, counted=True)
         again = [e for e in entries if e not in last]
@@ -236,6 +221,8 @@ class Pool:
         flight = Flight(f"{self.incarnation}.{next(self._numbers)}", kind, entries, lane)
         flight.chain, flight.bodies, flight.again, flight.seat = chain, bodies, again, seat
         flight.gated = resources is not None if chain is None else chain.gated
+        if seat is not None and kind == "sync":
+            flight.gated = not self.remote.is_near(seat.place)
         flight.begun, now = asyncio.get_running_loop().time(), time.time()
         for entry in entries.values():
             entry.pack, entry.sent = flight, now
@@ -294,6 +281,7 @@ class Pool:
             error = caught
             if flight.lane is not None and self.remote.loss(error) is not None:
                 self.remote.renew_lane(flight.lane, flight.process)
+                await self.remote.lane_ended(flight.process)
         self._sync -= counted
         self.pump_soon()
         loop = asyncio.get_running_loop()
@@ -308,6 +296,7 @@ class Pool:
 
     def _land(self, flight: Flight) -> None:
         self._flights.pop(flight.id, None)
+        flight.landed = True
         flight.answer()
         if (timer := self._timers.pop(flight.id, None)) is not None:
             timer.cancel()
@@ -365,6 +354,10 @@ class Pool:
             self._again(flight, back)
         elif back:
             self.add(back)
+        if answer.hit:
+            hit = [flight.entries.pop(number) for number in answer.hit if number in flight.entries]
+            why = "another body of its process cancelled it, which is to cancel no tasks but its own"
+            self._repeat(flight, [e for e in hit if e.id in self._entries], WorkerLost, why)
         flight.changed()
 
     def _lost(self, flight: Flight, error: BaseException | None) -> None:
@@ -379,9 +372,15 @@ class Pool:
             label, limit = entry.call.label, entry.call.limit
             self._end(entry, StepTimedOut(f"step {label!r} timed out after {limit:g} s", node=label), killed=True)
         left = [e for e in left if e.id not in flight.overdue]
-        running = [] if flight.stopping or flight.kind == "race" else left if flight.kind in ("async", "ask", "reduce") else left[:1]
-        if late and flight.chain is None and flight.lane is None:
-            running = []
+        unbegun = flight.is_unbegun and all(e.moved < MOVES for e in left)
+        if flight.stopping or unbegun or (late and flight.chain is None and flight.lane is None):
+            self._again(flight, left)
+        else:
+            self._repeat(flight, left, kind, why)
+
+    def _repeat(self, flight: Flight, left: list[Entry], kind: type[WorkerLost], why: str) -> None:
+        """Have performed anew what a process was lost under: what may have been running as its policy decides."""
+        running = [] if flight.kind == "race" else left if flight.kind in ("async", "ask", "reduce") else left[:1]
         if flight.kind in ("ask", "reduce"):
             running = [e for e in running if flight.again >= ASKS]
         for entry in running:
@@ -414,7 +413,8 @@ class Pool:
                 self.fly(flight.kind, {entry.id: entry}, bodies=flight.bodies, again=flight.again + 1, counted=True)
         else:
             for entry in entries:
-                entry.pack, entry.careful = None, not flight.stopping
+                entry.moved += flight.is_unbegun or (flight.stopping and flight.lane is not None)
+                entry.pack, entry.careful = None, not flight.stopping or entry.moved >= MOVES
             self.add(entries)
 
     def _watch_limits(self, flight: Flight) -> None:

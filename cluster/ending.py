@@ -17,6 +17,8 @@ from types import FrameType
 
 WORTH = 0.001
 """Seconds of a call after which the kernel is asked, which takes two microseconds."""
+PARENT, BEGUN = 1, 19
+"""Fields of a process's `stat`, counted from its state."""
 STOPPED = 1.0
 """Seconds within which a process stops that is told to: it takes microseconds, longer where every CPU is wanted or it waits for a disk."""
 
@@ -60,7 +62,7 @@ def hold_children(pid: int) -> list[int]:
     found: list[int] = []
     fresh = children_of(pid)
     while fresh:
-        _stop(fresh)
+        _stop(fresh)  # parents first: one that waits for its child to begin does not stop while that is
         found += fresh
         fresh = [child for parent in fresh for child in children_of(parent)]
     return found
@@ -68,8 +70,25 @@ def hold_children(pid: int) -> list[int]:
 
 def end_tree(pid: int) -> None:
     """Kill a process with all that it started."""
+    leading = leads(pid)
     _stop([pid])
     kill([pid, *hold_children(pid)])
+    if leading:
+        end_group(pid)
+
+
+def leads(pid: int) -> bool:
+    """Tell whether a process leads a group, as Ray's workers do; of one that is gone it is taken for granted."""
+    try:
+        return os.getpgid(pid) == pid
+    except OSError:
+        return True
+
+
+def end_group(pid: int) -> None:
+    """Kill what is left of the group that a process led: what it had started and what has lost its parent since."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def kill(processes: Iterable[int]) -> None:
@@ -106,12 +125,59 @@ def _is_still(pid: int) -> bool:
 
 def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started and that still are its own."""
+    return [child for children in children_by_thread(pid).values() for child in children]
+
+
+def children_by_thread(pid: int, threads: Iterable[int] | None = None) -> dict[int, list[int]]:
+    """Return the children of a process by thread, of some or of all; those of a thread that has ended are another's."""
+    found: dict[int, list[int]] = {}
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task") if threads is None else threads:
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as listed:
+                found[int(thread)] = [int(child) for child in listed.read().split()]
+    return found
+
+
+def group_of(pid: int) -> list[int]:
+    """Return the other processes of the group that a process leads or led; none where it is in the group of another."""
+    if not leads(pid):
+        return []
     found: list[int] = []
     with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as listed:
-                found += map(int, listed.read().split())
+        for other in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+            with suppress(OSError):
+                if other != pid and os.getpgid(other) == pid:
+                    found.append(other)
     return found
+
+
+def orphans_of(pid: int) -> list[int]:
+    """Return the processes of a group that are neither its leader, nor started by one that is there yet."""
+    group = group_of(pid)
+    return [other for other in group if _told(other, PARENT) not in {pid, *group}]
+
+
+def is_at_work(pid: int) -> bool:
+    """Tell whether a process is there; one that has ended and waits to be asked how is not."""
+    try:
+        with open(f"/proc/{pid}/stat") as told:
+            return told.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def begun_at(pid: int) -> float:
+    """Return when a process began, in seconds since the machine's start; 0 where it is gone."""
+    return _told(pid, BEGUN) / os.sysconf("SC_CLK_TCK")
+
+
+def _told(pid: int, field: int) -> int:
+    """Return what the kernel tells of a process, by the number of the field behind its name."""
+    try:
+        with open(f"/proc/{pid}/stat") as told:
+            return int(told.read().rpartition(")")[2].split()[field])
+    except OSError:
+        return 0
 
 
 def end_with(owner: int) -> None:

@@ -42,7 +42,7 @@ class PackedRun(Protocol):
 class Entry:
     """One call on its way through the pool."""
 
-    __slots__ = ("call", "careful", "executor", "id", "moment", "pack", "recalled", "report", "sent", "waiting")
+    __slots__ = ("call", "careful", "executor", "id", "moment", "moved", "pack", "recalled", "report", "sent", "waiting")
 
     def __init__(self, number: int, executor: PackedRun, call: Call, moment: Moment, report: Callable[[Outcome], None]) -> None:
         self.id = number
@@ -56,6 +56,8 @@ class Entry:
         """When it left in its newest pack, seconds since 1970."""
         self.careful = False
         """Whether it was in a pack whose worker died."""
+        self.moved = 0
+        """How often its lane was ended for others in it."""
         self.recalled = False
         """Whether its run wants it back if it has not started."""
 
@@ -63,8 +65,8 @@ class Entry:
 class Flight:
     """A pack that was sent."""
 
-    __slots__ = ("again", "begun", "bodies", "chain", "entries", "gated", "id", "kind", "lane", "overdue", "process", "question",
-                 "recalled", "ref", "seat", "started", "stopping", "waiters")  # fmt: skip
+    __slots__ = ("again", "begun", "bodies", "chain", "entries", "gated", "id", "kind", "landed", "lane", "overdue", "process",
+                 "question", "recalled", "ref", "seat", "started", "stopping", "waiters")  # fmt: skip
 
     def __init__(self, pack_id: str, kind: str, entries: dict[int, Entry], lane: int | None) -> None:
         self.id = pack_id
@@ -82,6 +84,8 @@ class Flight:
         """Whether it is stopped for some of its calls: then its end is no fault of the others."""
         self.overdue: set[int] = set()
         """Calls past their limit that could not be interrupted."""
+        self.landed = False
+        """Whether nothing more is expected of it."""
         self.begun = 0.0
         """When it was sent, in the loop's time."""
         self.bodies: dict[int, RemoteBody] | None = None
@@ -96,6 +100,11 @@ class Flight:
         """Whether what its worker has not started is wanted back."""
         self.question: asyncio.Future[bool] | None = None
         """The worker's, whether it is."""
+
+    @property
+    def is_unbegun(self) -> bool:
+        """Whether it was to ask before its seat began it, and never did."""
+        return self.seat is not None and self.gated and not self.started
 
     def recall(self) -> None:
         """Want back what has not started; the worker hears of it when it asks."""

@@ -38,6 +38,9 @@ SETTINGS = {
     # A second, as some advise, takes a node for dead whose machine swaps or stalls for three of them.
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
+    # A frozen machine answers no call and ends none: where its processes are asked nothing, whoever waits for them waits for 7 minutes.
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
     # For so long nodes go on without a head, beside whatever was started in its place.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     "RAY_memory_monitor_refresh_ms": "250",

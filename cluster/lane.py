@@ -1,23 +1,28 @@
 """One event loop of a worker, which performs async calls, many at once; conditions and custom reducers too.
 
-A limit ends a call that listens; of one that holds the loop or a thread the coordinator is told, which ends the process.
+A limit ends a call that listens; of one that holds the loop or a thread the coordinator is told, which ends the process. A call that was
+stopped has not, as long as something goes on that it has started: its coordinator waits for a while, then ends the process.
 """
 
 import asyncio
 import logging
 import threading
 import time
+from asyncio import tasks
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any
 
 from cluster.ending import ending
 from cluster.opened import Home, Opened
 from cluster.progress import EVERY, HELD, Progress, answer, outcome_wire, unopened, worker_name
+from cluster.started import Started, attend, calling
 from cluster.wire import AnswerWire, CallWire, read_pack, to_wire
 from engine.checkpoint.codec import encode
 from engine.core.context import Question
+from engine.core.current import carried
 from engine.errors import NotStorable
 from engine.local import inside_step
 from engine.runtime.bulk import encoded
@@ -39,6 +44,7 @@ class CallTask:
         """Perform in places of `threads`; the task is to be given."""
         self.task: asyncio.Task[None]
         self.begun = False
+        self.started = Started()
         self._threads = threads
         self._in_threads = 0
         self.unwanted = False
@@ -61,18 +67,42 @@ class CallTask:
                     loop.call_soon_threadsafe(self._leave_thread)
 
         self._in_threads += 1
-        return await place.perform(perform)
+        performing = carried(perform)
+        token = calling.set(None)  # a thread of the lane's that starts for it is not the call's
+        try:
+            done = place.perform(performing)
+        finally:
+            calling.reset(token)
+        return await done
 
     def _leave_thread(self) -> None:
         self._in_threads -= 1
         if self.unwanted:
             self.stop()
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Perform the call, in a task that it knows for its own; one that was stopped before begins not at all."""
+        token = calling.set(self.started)
+        try:
+            self.task = asyncio.get_running_loop().create_task(work)
+        finally:
+            calling.reset(token)
+        self.begun = True
+
     def stop(self) -> None:
         """Cancel the call, as soon as nothing of it is in a thread."""
         self.unwanted = True
         if self.begun and not self.busy:
             self.task.cancel()
+
+    async def goes_on(self, seconds: float) -> bool:
+        """Give what the call has started so many seconds to end; tell whether it goes on."""
+        until = time.perf_counter() + seconds
+        while going := self.started.at_work():
+            if time.perf_counter() >= until:
+                break
+            await asyncio.sleep(EVERY)
+        return going
 
 
 class Lane:
@@ -111,6 +141,7 @@ class Lane:
 
     async def perform(self, data: bytes, refs: list[Any]) -> Any:
         """Perform all calls of a pack at once; finished ones are sent while others go on."""
+        settle_in()
         pack = read_pack(data)
         inside_step.set(True)
         running = {wire.id: CallTask(self._threads) for wire in pack.calls}
@@ -118,30 +149,32 @@ class Lane:
         progress = Progress(pack, self._home)
         loop = asyncio.get_running_loop()
         try:
-            ready = await self._threads.perform(lambda: Opened(pack, refs, self._home))
+            place = await self._threads.place()  # not a task, which a body could find and cancel
+            ready = await place.perform(lambda: Opened(pack, refs, self._home))
             progress.waiting.clear()
             progress.left = len(pack.calls)
             progress.over = loop.create_future()
             for wire in pack.calls:
                 mine = running[wire.id]
-                mine.task = loop.create_task(self._one(ready, wire, progress, mine))
-                mine.begun = True
-                mine.task.add_done_callback(partial(self._ended, wire.id, progress))
+                mine.begin(self._one(ready, wire, progress, mine))
+                mine.task.add_done_callback(partial(self._ended, wire.id, progress, mine))
                 if mine.unwanted:
                     mine.stop()
             while not progress.over.done():
                 await asyncio.wait({progress.over}, timeout=EVERY)
                 ending.heed(EVERY)
-                if not progress.over.done() and (progress.done or progress.stopped):
+                if not progress.over.done() and (progress.done or progress.stopped or progress.hit):
                     progress.look()
         finally:
             for number, call in running.items():
                 call.stop()
                 if not call.begun:
                     del self._calls[number]
-            left = [call.task for call in running.values() if call.begun and not call.task.done()]
+            left = [call for call in running.values() if call.begun and not call.task.done()]
             if left:  # the worker of a pack with a process of its own is given another, beside which no thread of this one is to run
-                await asyncio.wait(left)
+                await asyncio.wait([call.task for call in left])
+            for call in left:
+                await call.goes_on(inf)
         return answer(progress)
 
     async def _one(self, ready: Opened, wire: CallWire, progress: Progress, mine: CallTask) -> None:
@@ -158,14 +191,26 @@ class Lane:
                     self._limits[mine.task] = ready.pack.id, wire.id, time.perf_counter() + call.limit
                     self._watch_limits()
                     outcome = await self._within(call, perform(call._replace(limit=None), moment, mine.off_loop), mine)
-            progress.done.append(outcome_wire(wire.id, outcome, progress))
+        except asyncio.CancelledError as error:
+            if mine.unwanted:
+                raise
+            outcome = unopened(wire, error)
         except KeyboardInterrupt as error:  # the body's own: nothing interrupts a lane
-            progress.done.append(outcome_wire(wire.id, unopened(wire, error), progress))
+            outcome = unopened(wire, error)
+        if mine.unwanted:  # it ended after all: its stop is not told while anything of it goes on
+            await mine.goes_on(inf)
+        if mine.started.hit and isinstance(outcome.error, asyncio.CancelledError):
+            progress.hit.append(wire.id)
+        else:
+            progress.done.append(outcome_wire(wire.id, outcome, progress))
 
-    def _ended(self, number: int, progress: Progress, task: "asyncio.Task[None]") -> None:
+    def _ended(self, number: int, progress: Progress, mine: CallTask, task: "asyncio.Task[None]") -> None:
         """Take note that a call has ended; beside its task, since one that is cancelled before its first turn never has one."""
+        if mine.unwanted and mine.started.at_work():
+            asyncio.get_running_loop().call_later(EVERY, self._ended, number, progress, mine, task)
+            return
         if task.cancelled():
-            progress.stopped.append(number)
+            (progress.stopped if mine.unwanted else progress.hit).append(number)
         elif (error := task.exception()) is not None:
             logger.error("A call could not be performed", exc_info=error)
         self._calls.pop(number, None)
@@ -194,7 +239,7 @@ class Lane:
                 async with limit:
                     outcome = await work
             except TimeoutError:
-                if mine.busy:  # its thread goes on
+                if mine.busy or await mine.goes_on(HELD):
                     self._tell_overdue(pack, number)
                     await asyncio.Event().wait()
         if outcome is None or limit.expired():
@@ -208,6 +253,13 @@ class Lane:
         for number in numbers:
             if number in self._calls:
                 self._calls[number].stop()
+
+
+def settle_in() -> None:
+    """Make the running event loop a lane's: what calls start is known for theirs, and none of them finds the present task."""
+    attend(asyncio.get_running_loop())
+    if (current := asyncio.current_task()) is not None:
+        tasks._unregister_task(current)
 
 
 def _by_limit(item: tuple[Any, tuple[str, int, float]]) -> float:

@@ -37,6 +37,9 @@ PACK_BYTES = 4 * 1024 * 1024
 MAX_BODIES = 10_000
 """So many bodies are remembered; the ones heard of longest ago are forgotten first."""
 
+CPU_SECONDS = 0.5
+"""Learnt work that another CPU is asked for."""
+
 _NEWEST = 0.2
 """The weight of one measured call in the mean of its body."""
 
@@ -121,6 +124,11 @@ class Packer:
         """Say how much waits, and how much of it is known."""
         bodies = sum(body.seconds is not None for body in self._bodies.values())
         return PackingStatistics(len(self), self._unmeasured, self._seconds if self._known else 0.0, bodies)
+
+    def demand(self) -> int:
+        """Return how many CPUs what waits is worth, besides those that ask for themselves: a node takes a while to join."""
+        known = ceil(self._seconds / CPU_SECONDS) if self._known else 0
+        return min(self._known, known) + ceil(self._unmeasured / PROBE_CALLS)
 
     def seconds(self, body: Hashable) -> float | None:
         """Return what one call of `body` is believed to cost, or None if it was never measured."""

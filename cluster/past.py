@@ -4,14 +4,50 @@ import pickle
 from typing import Any
 
 from cluster.coordinator import looked
+from cluster.submission import Submission
 from engine import errors
 from engine.checkpoint.codec import encode, private
 from engine.checkpoint.record import Recorded
 from engine.core.run import Status
 from engine.engine import Engine
 from engine.errors import GeckoError, RunCancelled, RunPaused, RunTimedOut, StepFailed
+from engine.ports import Log, RunKey
 from engine.runtime.bulk import encoded
 from engine.runtime.replay import state_of
+
+KNOWN = 10_000
+"""So many runs' tickets are kept in memory."""
+
+
+class Tickets:
+    """Which call of `submit` began which run: a run's ticket is in its log, and never changes."""
+
+    def __init__(self, log: Log) -> None:
+        """Know nothing yet."""
+        self._log = log
+        self._known: dict[tuple[RunKey, float], str] = {}
+
+    async def find(self, workflow: str, session: str, ticket: str) -> RunKey | None:
+        """Return the run of a session that a ticket's call began."""
+        for run in sorted(await self._log.scan(workflow=workflow, session=session), key=lambda run: -run.key.n):
+            name = run.key, run.started_at  # the number of a run that was deleted is given again
+            if name not in self._known:
+                recorded = Recorded((await self._log.read(run.key))[:1])
+                if not recorded:  # it is about to begin
+                    continue
+                submission = submission_of(recorded)
+                self._known[name] = submission.ticket if submission is not None else ""
+                while len(self._known) > KNOWN:
+                    del self._known[next(iter(self._known))]
+            if self._known[name] == ticket:
+                return run.key
+        return None
+
+
+def submission_of(recorded: Recorded) -> Submission | None:
+    """Return how a run was submitted, None for a script's."""
+    data = (recorded.started or {}).get("submission")
+    return None if data is None else Submission.from_data(data)
 
 
 async def outcome_of(engine: Engine, run_id: str) -> tuple[str, bytes | None, bytes | None, None]:

@@ -48,6 +48,8 @@ class Progress:
         self.done: deque[OutcomeWire] = deque()
         self.stopped: deque[int] = deque()
         """Calls that were cancelled by request: they come back unperformed."""
+        self.hit: deque[int] = deque()
+        """Calls that another body of their process cancelled."""
         self.bigs: list[bytes] = []
         self.running: tuple[CallWire, float] | None = None
         self.until = time.perf_counter() + pack.budget if pack.budget is not None else None
@@ -84,14 +86,16 @@ class Progress:
         self._next = time.perf_counter() + self.every
         done = take_all(self.done)
         back: list[int] = take_all(self.stopped)
+        hit: list[int] = take_all(self.hit)
         try:
-            self._tell(done, back)
+            self._tell(done, back, hit)
         except BaseException:  # an interrupt that struck here: whoever ends the pack tells it
             self.done.extendleft(reversed(done))
             self.stopped.extendleft(reversed(back))
+            self.hit.extendleft(reversed(hit))
             raise
 
-    def _tell(self, done: list[OutcomeWire], back: list[int]) -> None:
+    def _tell(self, done: list[OutcomeWire], back: list[int], hit: list[int]) -> None:
         if self._is_recalled() or (self.until is not None and time.perf_counter() > self.until and self.running is not None):
             back = [*back, *(wire.id for wire in take_all(self.waiting))]
         overdue = None
@@ -100,9 +104,9 @@ class Progress:
             (wire, since), now = running, time.perf_counter()
             if wire.limit is not None and now - since > wire.limit + HELD:
                 overdue = self.told_overdue = wire.id
-        if done or back or overdue is not None:
+        if done or back or hit or overdue is not None:
             done = [self._whole(wire) for wire in done]
-            self.home.send("report", to_wire(AnswerWire(self.id, worker_name(), done, back, overdue)))
+            self.home.send("report", to_wire(AnswerWire(self.id, worker_name(), done, back, overdue, hit)))
 
     def _is_recalled(self) -> bool:
         """Tell whether the coordinator wants back what has not started: one question, which it answers when it is so."""
@@ -194,7 +198,8 @@ def worker_name() -> str:
 
 def answer(progress: Progress) -> Any:
     """Return a pack's last results."""
-    last = to_wire(AnswerWire(progress.id, worker_name(), take_all(progress.done), take_all(progress.stopped)))
+    done, back, hit = take_all(progress.done), take_all(progress.stopped), take_all(progress.hit)
+    last = to_wire(AnswerWire(progress.id, worker_name(), done, back, None, hit))
     if not progress.bigs:
         return last
     from pickle import PickleBuffer

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from engine.core.policy import check_count
 from engine.errors import QueueFull
 
+Entry = tuple[int, int, str, str]
+"""Of a run that waits: priority turned round, number, run, workflow."""
 SOONEST, LATEST = 1.0, 60.0
 """Bounds of `retry_after`, in seconds."""
 RECENT = 50
@@ -65,10 +67,12 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         """Let nothing in yet."""
         self.limits = limits
-        self._waiting: dict[str, list[tuple[int, int, str]]] = {}
-        """Workflow to its heap of (priority turned round, number, run)."""
-        self._queued: dict[str, str] = {}
-        """Run to workflow."""
+        self._waiting: list[Entry] = []
+        """A heap; those that wait no more are passed over when they come to its top."""
+        self._held: dict[str, list[Entry]] = {}
+        """Workflow to a heap of what came to the top while it had enough under way: one comes back for each that ends."""
+        self._queued: dict[str, int] = {}
+        """Run to the number of its entry."""
         self._running: dict[str, str] = {}
         self._by_workflow: dict[str, int] = {}
         self._number = 0
@@ -98,12 +102,12 @@ class Admission:
         if run in self._queued or run in self._running:
             return
         self._number += 1
-        self._queued[run] = workflow
-        heapq.heappush(self._waiting.setdefault(workflow, []), (-priority, self._number, run))
+        self._queued[run] = self._number
+        heapq.heappush(self._waiting, (-priority, self._number, run, workflow))
 
     def leave(self, run: str, now: float) -> None:
         """Forget a run that has stopped, or waits no more."""
-        self._queued.pop(run, None)  # its place in the heap is passed over
+        self._queued.pop(run, None)
         workflow = self._running.pop(run, None)
         if workflow is not None:
             self._ended += 1
@@ -111,22 +115,23 @@ class Admission:
             left = self._by_workflow[workflow] = self._by_workflow[workflow] - 1
             if not left:
                 del self._by_workflow[workflow]
+            self._bring_back(workflow)
 
     def admit(self) -> list[str]:
         """Return the runs that may go on now, in their order."""
         found: list[str] = []
-        while self._queued and self._has_room(""):
-            roomy = [workflow for workflow in self._waiting if self._has_room(workflow)]
-            heads = [(heap[0], workflow) for workflow in roomy if (heap := self._swept(workflow))]
-            if not heads:
-                break
-            (_, _, run), workflow = min(heads)
-            heapq.heappop(self._waiting[workflow])
-            del self._queued[run]
-            self._running[run] = workflow
-            self._by_workflow[workflow] = self._by_workflow.get(workflow, 0) + 1
-            self._admitted += 1
-            found.append(run)
+        while self._waiting and self._has_room(""):
+            entry = _, number, run, workflow = heapq.heappop(self._waiting)
+            if self._queued.get(run) != number:
+                self._bring_back(workflow)
+            elif not self._has_room(workflow):
+                heapq.heappush(self._held.setdefault(workflow, []), entry)
+            else:
+                del self._queued[run]
+                self._running[run] = workflow
+                self._by_workflow[workflow] = self._by_workflow.get(workflow, 0) + 1
+                self._admitted += 1
+                found.append(run)
         return found
 
     def waits(self, run: str) -> bool:
@@ -146,14 +151,12 @@ class Admission:
         most = limits.runs_by_workflow
         return not workflow or most is None or self._by_workflow.get(workflow, 0) < most
 
-    def _swept(self, workflow: str) -> list[tuple[int, int, str]]:
-        """Return a workflow's heap without those at its top that wait no more."""
-        heap = self._waiting[workflow]
-        while heap and heap[0][2] not in self._queued:
-            heapq.heappop(heap)
-        if not heap:
-            del self._waiting[workflow]
-        return heap
+    def _bring_back(self, workflow: str) -> None:
+        """Let the first of a workflow's runs that are held back wait among all others again."""
+        if workflow in self._held:
+            heapq.heappush(self._waiting, heapq.heappop(self._held[workflow]))
+            if not self._held[workflow]:
+                del self._held[workflow]
 
 
 class Room:

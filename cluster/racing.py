@@ -1,7 +1,8 @@
 """Members of teams on their way: those of one turn of the event loop leave together, in a pack for each lane or each on a seat of its own.
 
 A team's members go to several lanes, and each one's end is told at once, since a race waits for it. Where a lane dies nobody is blamed: its
-members are performed again, each with a process for itself, and one that ends that too has failed.
+members are performed again, each with a process for itself, and one that ends that too has failed. The
+same holds of a member that another one cancelled.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from cluster.flight import Entry, Flight
 from cluster.members import Members, Seat
 from cluster.packing import PACK_CALLS
 from cluster.placing import is_member_of_lane
+from cluster.scarce import watch_scarce
 
 if TYPE_CHECKING:
     from cluster.dispatch import Pool
@@ -58,7 +60,7 @@ class Races:
         if not self._pool.flies(flight):
             self.seats.leave(seat)
         elif entry.call.node.policy.resources:
-            self._pool.watch_scarce(flight, entry.call.node.policy.resources)
+            watch_scarce(flight, entry.call.node.policy.resources, self._pool.remote)
 
     async def end(self, flight: Flight, seat: Seat) -> None:
         """End a member with its process; it has stopped when that is gone."""

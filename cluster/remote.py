@@ -13,6 +13,7 @@ import pickle
 import resource
 import select
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -32,9 +33,9 @@ from ray.exceptions import (
 )  # fmt: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.ending import descriptor_of, end_tree, end_with, hold_children
+from cluster.ending import descriptor_of, end_group, end_tree, end_with, hold_children, leads
 from cluster.ending import kill as kill_processes
-from cluster.lane import Lane
+from cluster.lane import Lane, settle_in
 from cluster.logs import set_up_log
 from cluster.opened import Home, codes
 from cluster.placing import demand_of
@@ -166,8 +167,9 @@ class _Lane:
     async def stop(self, numbers: list[int]) -> None:
         await self._lane.stop(numbers)
 
-    async def pid(self) -> int:
-        return os.getpid()
+    async def where(self) -> tuple[str, int]:
+        settle_in()
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 class _Member:
@@ -215,6 +217,19 @@ _MEMBER: Any = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(_Membe
 _END: Any = ray.remote(max_retries=0, num_cpus=0)(_end)
 
 
+class LaneProcess:
+    """The actor of a lane."""
+
+    def __init__(self, actor: Any) -> None:
+        """Ask where it runs, before it is sent anything."""
+        self.actor = actor
+        self.found: asyncio.Future[tuple[str, int]] = asyncio.wrap_future(actor.where.remote().future())
+        """Its node and process."""
+        self.found.add_done_callback(lambda found: found.cancelled() or found.exception())  # who asks hears of it
+        self.ending: asyncio.Task[None] | None = None
+        """What ends its process."""
+
+
 class RayRemote:
     """What a coordinator's pool asks of Ray."""
 
@@ -223,16 +238,29 @@ class RayRemote:
         self.slots = slots()
         self._me = ray.get_runtime_context().current_actor
         self._place = ray.get_runtime_context().get_node_id(), os.getpid()
-        self._lanes: list[Any] = []
+        self._lanes: list[LaneProcess] = []
+        self._background: set[asyncio.Task[None]] = set()
         # a function for each slot, since Ray lets tasks of one function queue behind each other in one worker, however short they are
         self._packs: list[Any] = [ray.remote(max_retries=0, num_cpus=1)(_perform) for _ in range(self.slots)]
         self._turn = itertools.cycle(self._packs)
 
+    def measure(self, ceiling: int | None) -> bool:
+        """Learn how many packs the cluster performs at once now, `ceiling` at most; tells whether that changed. Blocks for a moment."""
+        found = slots() if ceiling is None else min(slots(), ceiling)
+        if found == self.slots:
+            return False
+        while len(self._packs) < found:
+            self._packs.append(ray.remote(max_retries=0, num_cpus=1)(_perform))
+        self._turn = itertools.cycle(self._packs[:found])
+        self.slots = found
+        return True
+
     async def warm_up(self) -> list[int]:
         """Start lanes and workers; returns their process ids."""
-        self._lanes = [_LANE.remote(self._me, self._place) for _ in range(self.slots)]
+        self._lanes = [self._start_lane() for _ in range(self.slots)]
         warm = [_WARM.remote() for _ in range(self.slots)]
-        return await asyncio.gather(*warm, *(lane.pid.remote() for lane in self._lanes))
+        workers = await asyncio.gather(*warm)
+        return [*workers, *[pid for _, pid in await asyncio.gather(*(lane.found for lane in self._lanes))]]
 
     def put(self, value: Any) -> Any:
         """Put bytes, or a list of anything, into the cluster's memory.
@@ -251,23 +279,43 @@ class RayRemote:
 
     def send_to_lane(self, lane: int, data: bytes, refs: list[Any]) -> Any:
         """Send a pack to one of the event loops."""
-        return self.lane(lane).perform.remote(data, refs)
+        return self.lane(lane).actor.perform.remote(data, refs)
 
     def stop_in_lane(self, lane: int, numbers: list[int]) -> None:
         """Cancel calls in a lane."""
-        self.lane(lane).stop.remote(numbers)
+        self.lane(lane).actor.stop.remote(numbers)
 
-    def lane(self, lane: int) -> Any:
+    def lane(self, lane: int) -> "LaneProcess":
         """Return what names the present process of a lane."""
         while len(self._lanes) <= lane:
-            self._lanes.append(_LANE.remote(self._me, self._place))
+            self._lanes.append(self._start_lane())
         return self._lanes[lane]
 
-    def renew_lane(self, lane: int, old: Any) -> None:
-        """Kill a lane that died, or whose loop is held, and start another, once."""
+    def _start_lane(self) -> "LaneProcess":
+        return LaneProcess(_LANE.remote(self._me, self._place))
+
+    def renew_lane(self, lane: int, old: "LaneProcess") -> None:
+        """End a lane that died, or in which something goes on that is to stop, and start another, once."""
         if self._lanes[lane] is old:
-            ray.kill(old)
-            self._lanes[lane] = _LANE.remote(self._me, self._place)
+            old.ending = self._beside(self._end_lane(old))
+            self._lanes[lane] = self._start_lane()
+
+    async def lane_ended(self, old: "LaneProcess") -> None:
+        """Return when the process of a lane that was renewed is gone, with what it had started."""
+        if old.ending is not None:
+            await asyncio.shield(old.ending)
+
+    async def _end_lane(self, old: "LaneProcess") -> None:
+        place = None
+        if old.found.done() and not old.found.exception():  # before it is killed: it does not answer after that
+            place = old.found.result()
+        await self.end_member(old.actor, place)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     def start_member(self, resources: Resources | None) -> Any:
         """Start an actor for members."""
@@ -284,6 +332,10 @@ class RayRemote:
     def size_member(self, actor: Any) -> Any:
         """Ask for the most bytes of memory that an actor's process has had; to be awaited."""
         return actor.size.remote()
+
+    def is_near(self, place: tuple[str, int] | None) -> bool:
+        """Tell whether an actor is known to be on this node."""
+        return place is not None and place[0] == self._place[0]
 
     def lives_member(self, place: tuple[str, int] | None) -> bool:
         """Tell whether an actor is there, as far as that is seen from here."""
@@ -313,7 +365,7 @@ class RayRemote:
 
     async def _end_here(self, actor: Any, pid: int) -> None:
         """End a process of this node. It is Ray that does, since it tells every script of one that was killed by somebody else."""
-        descriptor = descriptor_of(pid)
+        descriptor, leading = descriptor_of(pid), leads(pid)
         children = await asyncio.to_thread(_ask_to_end, actor, pid)  # who has won must not wait for what this takes
         if descriptor >= 0:
             ended = _readable(descriptor)
@@ -323,6 +375,8 @@ class RayRemote:
                 end_tree(pid)
                 await asyncio.wait({ended}, timeout=KILLED)
         kill_processes(children)
+        if leading:
+            end_group(pid)
 
     def cancel(self, ref: Any, *, force: bool) -> None:
         """Stop a pack; by force its worker dies."""

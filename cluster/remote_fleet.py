@@ -6,11 +6,13 @@ All of it lives in one namespace of Ray's, detached and restarted without limit;
 import asyncio
 import logging
 import pickle
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -31,8 +33,8 @@ NAMESPACE = "gecko"
 KEEPER = "gecko-keeper"
 KEPT = 256
 """So many parcels are kept; the code of others is found by its import path."""
-LOAD = 60.0
-"""Seconds that code has to be found in: a worker may have to start, and an environment to be made."""
+FORGOTTEN = 30.0
+"""Seconds after which a coordinator that says nothing wants nothing."""
 AWAY = (RayActorError, ActorUnavailableError, GetTimeoutError)
 """What a call to a coordinator raises that is dead, about to be restarted, or does not answer."""
 
@@ -43,16 +45,30 @@ _DETACHED: dict[str, Any] = {
 
 
 class _Keeper:
-    """Pickled plans by name, in the cluster's memory and nowhere else: they survive coordinators, not the cluster."""
+    """What coordinators share.
+
+    Pickled plans by name, in the cluster's memory and nowhere else: they survive coordinators, not the cluster. And how many CPUs each of
+    them has work for: Ray's autoscaler is told the sum, since it heeds the newest request alone.
+    """
 
     def __init__(self) -> None:
         self._parcels: OrderedDict[str, bytes] = OrderedDict()
+        self._wanted: dict[str, tuple[int, list[dict[str, float]], float]] = {}
+        self._requested: tuple[int, list[dict[str, float]]] = (0, [])
 
     async def keep(self, token: str, data: bytes) -> None:
         self._parcels[token] = data
         self._parcels.move_to_end(token)
         while len(self._parcels) > KEPT:
             self._parcels.popitem(last=False)
+
+    async def want(self, who: str, cpus: int, bundles: list[dict[str, float]]) -> None:
+        self._wanted[who] = cpus, bundles, time.monotonic()
+        fresh = [(asked, some) for asked, some, at in self._wanted.values() if time.monotonic() - at < FORGOTTEN]
+        wanted = sum(asked for asked, _ in fresh), [bundle for _, some in fresh for bundle in some]
+        if wanted != self._requested:
+            self._requested = wanted
+            await asyncio.to_thread(request_resources, num_cpus=wanted[0], bundles=wanted[1] or None)
 
     async def get(self, token: str) -> bytes | None:
         if token in self._parcels:
@@ -112,6 +128,11 @@ class Fleet:
         except AWAY:
             return None
 
+    async def want(self, who: str, cpus: int, bundles: list[dict[str, float]]) -> None:
+        """Say for how many CPUs there is work, and what else it needs, so that an autoscaling cluster has it."""
+        with suppress(*AWAY):
+            await keeper().want.remote(who, cpus, bundles)
+
     async def load(self, target: str, cwd: str, paths: tuple[str, ...]) -> tuple[bytes | None, Any]:
         """Return (parcel, hash of its code) of a workflow by its import path, read in a worker; (None, why) where it is not found."""
         try:
@@ -137,9 +158,15 @@ def node() -> str:
 
 
 def find(prefix: str) -> list[str]:
-    """Return the names of the living coordinators whose names begin so, in order."""
+    """Return the names of the living coordinators whose names begin so, in order.
+
+    Raises: ClusterUnavailable where the head does not say.
+    """
     remote.ensure(start=False)
-    actors: Any = list_named_actors(all_namespaces=True)
+    try:
+        actors: Any = list_named_actors(all_namespaces=True)
+    except RayError as error:
+        raise ClusterUnavailable(f"the head of the Ray cluster does not say which coordinators there are: {error}") from error
     found: list[str] = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name for name in found if name.startswith(prefix))
 

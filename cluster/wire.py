@@ -122,6 +122,8 @@ class AnswerWire(msgspec.Struct, array_like=True, frozen=True):
     given_back: list[int]
     overdue: int | None = None
     """A call that is past its limit and could not be interrupted."""
+    hit: list[int] = []
+    """Calls that another body of their process cancelled: to be performed again, as if that had died."""
 
 
 def diff_parts(diff: bytes) -> Any:

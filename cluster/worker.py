@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from types import FrameType
 from typing import Any
 
 from cluster.ending import ending
@@ -126,7 +126,7 @@ def limited(call: Call, moment: Moment) -> Outcome:
 def perform_chain(ready: Opened, progress: Progress) -> None:
     """Perform a chain: of async bodies in one event loop, of sync ones on this thread, where none runs."""
     if codes.body(ready.pack.calls[0].body).is_async:
-        asyncio.run(chain_steps(ready, progress, partial(attempt, off_loop=_direct), progress.home.acall))
+        asyncio.run(async_chain(ready, progress))
         return
 
     async def now(call: Call, moment: Moment) -> Outcome:
@@ -141,6 +141,37 @@ def perform_chain(ready: Opened, progress: Progress) -> None:
     except StopIteration:
         return
     raise RuntimeError("a chain of sync bodies cannot wait for an event loop")
+
+
+async def async_chain(ready: Opened, progress: Progress) -> None:
+    """Perform a chain of async bodies. One that cancels its own task has failed; it is not told of a soft cancel, which does that too."""
+    told = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = True
+        if callable(before):
+            before(number, frame)
+
+    async def perform(call: Call, moment: Moment) -> Outcome:
+        try:
+            return await attempt(call, moment, _direct)
+        except asyncio.CancelledError as error:
+            if told:
+                raise
+            outcome = Outcome(call, time.time())
+            outcome.error = error
+            return outcome
+
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        await chain_steps(ready, progress, perform, progress.home.acall)
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 async def chain_steps(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from engine.checkpoint.codec import encode
 from engine.checkpoint.record import Recorded, event_of
 from engine.core.events import Event, check_seq
-from engine.core.ids import check_name, make_run_id
+from engine.core.ids import check_name, make_run_id, split_run_id
 from engine.core.places import shown
 from engine.core.policy import check_limit
 from engine.core.registry import unknown
@@ -279,6 +279,11 @@ class Engine:
 
 
 async def _find(log: Log, run: str, workflow: str | None = None) -> RunKey:
+    key = split_run_id(run)
+    if key is not None and workflow in (None, key[0]):  # a whole id is looked for where it is: there may be very many runs
+        for found in await log.scan(workflow=key[0], session=key[1]):
+            if found.key == key:
+                return found.key
     known = await log.scan(workflow=workflow)
     ids: dict[str, RunKey] = {make_run_id(*s.key): s.key for s in known}
     if run in ids:

@@ -97,6 +97,16 @@ class LocalRun:
         return self._conductor.driver.run.status.value
 
     @property
+    def seq(self) -> int:
+        """The number of its newest event."""
+        return self._begun.recorded.seq if self._conductor is None else self._conductor.driver.ledger.seq
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop, or has stopped and is only being released."""
+        return self._conductor is not None and (self._conductor.control.halt is not Halt.NONE or self._conductor.error is not None)
+
+    @property
     def error(self) -> BaseException | None:
         """What `wait` of a handle raises."""
         return None if self._conductor is None else self._conductor.error

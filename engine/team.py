@@ -13,13 +13,17 @@ from engine.engine import Engine
 from engine.errors import DefinitionError, StepFailed, TeamTimedOut
 from engine.runtime.bind import bind
 from engine.runtime.control import Halt
+from engine.runtime.step import judge_of
 from engine.workflow import Workflow
+
+_STRATEGIES = "ALL, RACE, HEDGE(delay), QUORUM(k), VOTE or BEST(judge), as from engine import RACE"
 
 
 class Team(Composite):
     """Bodies performed together on one input, and a strategy that says when there is an answer and whose it is.
 
-    The answer is a list of `MemberResult`. A team is a body: of a node, of a map, of a member of another team; or it is run by itself.
+    The answer is a list of `MemberResult`; where nobody could win it is one failure for each member, which is no failure of the team: take
+    the `.value` of a result, which raises. A team is a body: of a node, of a map, of a member of another team; or it is run by itself.
     Runs of one team share nothing, so any number of them may be under way.
     """
 
@@ -40,18 +44,22 @@ class Team(Composite):
 
         Raises: DefinitionError (a ValueError) for an empty team under any strategy but ALL, and for more successes than members.
         """
+        members = _listed(members)
+        if isinstance(name, Strategy):
+            text = f"a team's name must be a text, not {name.text}: write Team(members, strategy={name.text})"
+            raise DefinitionError(text, where="name")
         if wrong := check_name(name, "a team's name"):
             raise DefinitionError(wrong, where="name")
         if not isinstance(strategy, Strategy):
-            hint = "; call it: HEDGE(delay), QUORUM(k), BEST(judge)" if callable(strategy) else ""
-            raise DefinitionError(f"team {name!r}: strategy={strategy!r} is no Strategy{hint}", where="strategy")
+            hint = "call it: HEDGE(delay), QUORUM(k), BEST(judge)" if callable(strategy) else f"pass {_STRATEGIES}"
+            raise DefinitionError(f"team {name!r}: strategy={strategy!r} is no Strategy; {hint}", where="strategy")
         if max_concurrent is not None and (type(max_concurrent) is not int or max_concurrent < 0):
             text = f"team {name!r}: max_concurrent={max_concurrent!r} is no number from 0 (no limit)"
             raise DefinitionError(text, where="max_concurrent")
         if input_mapper is not None and not callable(input_mapper):
             raise DefinitionError(f"team {name!r}: input_mapper={input_mapper!r} is no function of (input, index)", where="input_mapper")
         self.name = name
-        self.members = tuple(members)
+        self.members = members
         self.strategy = strategy
         self.max_concurrent = max_concurrent or 0
         self.return_full_output = return_full_output
@@ -61,7 +69,8 @@ class Team(Composite):
         if not count and strategy.chooses:
             raise DefinitionError(f"team {name!r} has no members, so nobody can win; only ALL takes an empty team", where="members")
         if strategy.need is not None and strategy.need > count:
-            raise DefinitionError(f"team {name!r} needs {strategy.need} successes of its {count} members", where="strategy")
+            few = f"{count} member{'' if count == 1 else 's'}"
+            raise DefinitionError(f"team {name!r} needs {strategy.need} successes of its {few}", where="strategy")
         self._bound: tuple[Any, ...] = tuple(_bound(member, name, i, brief=not return_full_output) for i, member in enumerate(self.members))
         self._plan: TeamPlan | None = None
         self._alone: dict[float | None, tuple[TeamPlan, Workflow]] = {}
@@ -78,6 +87,9 @@ class Team(Composite):
         Args:
             input_or_context: The input, or the context of a body, whose input it is then.
             timeout: Seconds, in place of the team's own.
+
+        The result of a member that jumps is its `Next`, for a body to hand on. A loser that does not listen when it is cancelled is not
+        waited for here, but `asyncio.run` waits for it when everything else has ended.
 
         Raises: TeamTimedOut (a RuntimeError).
         """
@@ -115,7 +127,7 @@ class Team(Composite):
             lacks = {i: lack for i, node in enumerate(nodes) if (lack := _lack(node)) is not None}
             self._plan = TeamPlan(
                 name=self.name, members=tuple(nodes), lacks=lacks, strategy=self.strategy, width=self.max_concurrent or None,
-                mapper=self.input_mapper, judge=self.strategy.judge, timeout=self.timeout,
+                mapper=self.input_mapper, judge=judge_of(self.strategy.judge), timeout=self.timeout,
             )  # fmt: skip
         return self._plan
 
@@ -133,6 +145,17 @@ class Team(Composite):
     def contains(self, other: Any) -> bool:
         """Tell whether something is this team, or in it at any depth."""
         return other is self or any(isinstance(b.body, Composite) and b.body.contains(other) for b in self._bound)
+
+
+def _listed(members: Any) -> tuple[Any, ...]:
+    """Return members as they were listed; what is no list of them is refused with what to write."""
+    if isinstance(members, (str, bytes)):
+        raise DefinitionError(f"the members of a team must be a list of bodies, not the text {members!r:.80}", where="members")
+    try:
+        return tuple(members)
+    except TypeError:
+        text = f"the members of a team must be a list, not {members!r:.80}: write Team([{_name_of(members)}, ...])"
+        raise DefinitionError(text, where="members") from None
 
 
 class _Alone(Composite):

@@ -1,7 +1,7 @@
 """Hedged calls: who has waited long enough for an answer asks once more, and takes the first answer that comes.
 
-`python examples/hedged.py` starts an HTTP service here that is slow once in 20 requests, calls it 400 times plainly and 400 times hedged,
-and draws how long each call took into `report/hedged.svg`. So does `gecko run examples/hedged.py:flow`.
+`python examples/hedged.py`, or `gecko run examples/hedged.py:flow`, calls an HTTP service that is slow once in 20 requests, 400 times
+plainly and 400 times hedged, and draws `report/hedged.svg`. All of it shares one process: on a busy machine the picture may turn.
 """
 
 import asyncio

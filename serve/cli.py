@@ -5,7 +5,6 @@ Exit statuses are those of cluster/command.py. The result alone goes to standard
 what to do.
 """
 
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -28,11 +27,12 @@ from serve import service
 from serve.cli_cluster import down, status, up
 from serve.cli_dead import dead
 from serve.cli_runs import runs
+from serve.cli_service import keys, serve
 from serve.cli_submit import submit
 from serve.options import Executor, Json, Storage, Target
 from serve.origin import shadows
 from serve.project import make_project
-from serve.running import perform
+from serve.running import drive, leave, perform
 from serve.screen import results_apart
 from serve.settings import read_settings
 
@@ -48,7 +48,8 @@ _MOST_MEMBERS = 8
 app = typer.Typer(name="gecko", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(runs, name="runs")
 app.add_typer(dead, name="dead")
-for command_of_clusters in (submit, up, down, status):
+app.add_typer(keys, name="keys")
+for command_of_clusters in (submit, up, down, status, serve):
     app.command()(command_of_clusters)
 
 
@@ -97,7 +98,7 @@ def run(  # typer makes each option of a parameter, so that there are more of th
     service.check_timeout(timeout)
     given = read_input(input)
 
-    async def drive(flow: Workflow, results: TextIO) -> None:
+    async def perform_it(flow: Workflow, results: TextIO) -> None:
         place = None if no_record else service.find_place(storage, read_settings().storage, flow)
         engine = service.open_engine(place, executor=executor)
         name = session if place is None else session or await free_session(flow.name, engine.log)
@@ -112,7 +113,7 @@ def run(  # typer makes each option of a parameter, so that there are more of th
         await perform(begin, flow, told, results, as_json=json)
 
     with results_apart() as results:
-        asyncio.run(drive(service.load(target), results))
+        drive(perform_it(service.load(target), results))
 
 
 @app.command()
@@ -220,7 +221,7 @@ def main() -> None:
     """The script `gecko`."""
     status = command(sys.argv[1:])
     sys.stdout = sys.stderr  # what workers printed last comes as the connection to Ray ends, and is no result either
-    sys.exit(status)
+    leave(status)
 
 
 def command(arguments: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from engine.ports import RunSummary
 from serve import service, submitted
 from serve.live import open_view
 from serve.options import Executor, Json, Run, Storage
-from serve.running import perform
+from serve.running import drive, perform
 from serve.screen import ago_text, event_json, event_line, print_columns, results_apart, size_text
 from serve.settings import read_settings
 
@@ -198,7 +198,7 @@ def resume(
 ) -> None:
     """Go on with a run that stopped or failed; a completed one gives its result."""
 
-    async def drive(results: TextIO) -> None:
+    async def perform_it(results: TextIO) -> None:
         place = _place(storage, target)
         engine = service.open_engine(place, executor=executor)
         if target is None and executor is None and not takeover:
@@ -217,7 +217,7 @@ def resume(
         await perform(begin, flow, told, results, as_json=json)
 
     with results_apart() as results:
-        asyncio.run(drive(results))
+        drive(perform_it(results))
 
 
 @runs.command()

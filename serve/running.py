@@ -3,13 +3,18 @@
 Progress goes to standard error, the result alone to the stream for results; errors are raised for serve/cli.py to print.
 """
 
+import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from itertools import chain
 from typing import Any, TextIO
 
 from cluster.attend import attend, leave_at_once
 from cluster.command import Told, layers_of, result_text
-from cluster.notices import failure_text
+from cluster.notices import failure_text, say
 from engine.checkpoint.table import json_text
 from engine.core.events import Event
 from engine.errors import GeckoError
@@ -18,6 +23,38 @@ from engine.observe.progress import Progress
 from engine.workflow import Workflow
 from serve.live import open_view
 from serve.screen import event_json
+
+PATIENCE = 1.0
+"""Seconds that what bodies left behind has to end in, once the command has."""
+_left: set[threading.Thread] = set()
+"""What waits for bodies that did not end in that time."""
+
+
+def drive(work: Coroutine[Any, Any, None]) -> None:
+    """Do what `asyncio.run` does, without waiting at the end for a body that was stopped and does not listen, or for its threads."""
+    runner = asyncio.Runner()
+    closing = threading.Thread(target=runner.close, name="gecko-closing", daemon=True)
+    try:
+        runner.run(work)
+    finally:
+        asyncio.set_event_loop(None)
+        _left.add(closing)
+        closing.start()
+        closing.join(PATIENCE)
+        if closing.is_alive():
+            say("left behind: a body that was stopped and goes on all the same")
+        else:
+            _left.discard(closing)
+
+
+def leave(status: int) -> None:
+    """End the process with a status, and with what was left behind in it."""
+    if not _left:
+        sys.exit(status)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it
+            stream.flush()  # type: ignore[union-attr]
+    os._exit(status)
 
 
 async def perform(

@@ -22,6 +22,7 @@ ERRORS = 20
 MESSAGE, TRACEBACK = 4_000, 16_000
 """Characters that are kept of an error; of a traceback the last."""
 
+_TOLD = ("labels", "owner", "priority", "set", "tenant")
 _STEPS = frozenset(["step_started", "step_succeeded", "step_failed", "step_retrying", "step_skipped"])
 
 
@@ -55,7 +56,9 @@ class RunDigest:
     updated_at: float = 0.0
     seq: int = 0
     _ended_at: float | None = None
-    _started: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    _target: str | None = None
+    _told: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What its submission says, where it was submitted."""
     _hash: str = ""
     _error: str = ""
     _steps: int = 0
@@ -101,7 +104,8 @@ class RunDigest:
         self._error = _clip(error_text(data["error"])) if "error" in data else ""
         match kind:
             case "run_started":
-                self._started = {name: value for name, value in data.items() if name not in ("definition", "input")}
+                self._target = data.get("target")
+                self._told = {name: told[name] for name in _TOLD if name in told} if (told := data.get("submission")) else {}
                 self.started_at = at
             case "run_resumed":
                 self._resumes += 1
@@ -168,14 +172,14 @@ class RunDigest:
 
     def entry(self) -> RunEntry:
         """Return the run as lists show it."""
-        told: dict[str, Any] = self._started.get("submission") or {}
+        told = self._told
         labels = told.get("labels") or {}
         return RunEntry(
             run_id=make_run_id(*self.key), workflow=self.key.workflow, session=self.key.session, n=self.key.n, status=self.status,
             started_at=self.started_at, updated_at=self.updated_at, finished_at=self._ended_at, seq=self.seq,
             priority=told.get("priority") or 0, labels={str(name): str(text) for name, text in labels.items()},
             owner=told.get("owner") or "", tenant=told.get("tenant") or "", coordinator=self.coordinator, error=self._error,
-            target=self._started.get("target"), environment=told.get("set") or "", hash=self._hash, steps=self._steps,
+            target=self._target, environment=told.get("set") or "", hash=self._hash, steps=self._steps,
             resumes=self._resumes,
         )  # fmt: skip
 
@@ -192,7 +196,7 @@ class RunDigest:
         Args:
             inputs: Step, without the run's id, to what it was given.
         """
-        run_id, tenant = make_run_id(*self.key), self._started.get("tenant") or ""
+        run_id, tenant = make_run_id(*self.key), self._told.get("tenant") or ""
         given = inputs or {}
         return [
             DeadLetter(

@@ -101,8 +101,8 @@ class Finished(NamedTuple):
     error: str | None
     seq: int = 0
     """The number of its event."""
-    parts: Sequence[tuple[int, StateDiff]] = ()
-    """Of a team: what its members wrote, by member."""
+    parts: Sequence[tuple[tuple[int, ...], StateDiff]] = ()
+    """Of a team: what its members wrote, as `Outcome` has it."""
 
 
 class Recorded:
@@ -116,6 +116,8 @@ class Recorded:
         """Data of `run_started`."""
         self.definition: dict[str, Any] = {}
         """The shape of the newest definition that the run was driven with."""
+        self.definitions: list[dict[str, Any]] = []
+        """Of all definitions that it was driven with, oldest first."""
         self.hash = ""
         self.code = ""
         """A hash of the code that it was driven with last."""
@@ -237,7 +239,9 @@ class Recorded:
                 self.due.clear()
 
     def _take_definition(self, data: dict[str, Any]) -> None:
-        self.definition = data.get("definition", self.definition)
+        if "definition" in data:
+            self.definition = data["definition"]
+            self.definitions.append(self.definition)
         self.hash = data.get("hash", self.hash)
         self.code = data.get("code", self.code)
 
@@ -282,18 +286,18 @@ class Recorded:
     def _team(self, row: Row, data: dict[str, Any]) -> Finished:
         """Put a team's answer together from what its members gave."""
         output: list[dict[str, Any]] = []
-        parts: list[tuple[int, StateDiff]] = []
+        parts: list[tuple[tuple[int, ...], StateDiff]] = []
         jumper: Finished | None = None
-        errors = data.get("errors", {})
+        errors, numbers = data.get("errors", {}), data.get("numbers", {})
         for member in data["answer"]:
-            text, error = f"{data.get('under', row.step)}/{member}", errors.get(str(member))
+            text, error = f"{data.get('under', row.step)}/{numbers.get(str(member), member)}", errors.get(str(member))
             done = self.finished(text) if error is None else None
             value = None
             if done is not None:
                 value = done.output if done.jump is None else done.jump[1]
                 value = value.load() if isinstance(value, Encoded) and not is_large(value) else value
-                parts += [(member, done.diff)] if done.diff is not None else []
-                parts += [(member, diff) for _, diff in done.parts]
+                parts += [((member,), done.diff)] if done.diff is not None else []
+                parts += [((member, *path), diff) for path, diff in done.parts]
                 if member == data.get("jumper"):
                     jumper = done
             output.append({"member_index": member, "result": value, "error": error, "is_success": error is None})

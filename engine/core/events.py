@@ -44,7 +44,8 @@ class Event(NamedTuple):  # a tuple, since two are made for each step of a run
     step_succeeded    output, duration, worker; for a map items instead of output; writes (keys), deletes (keys);
                       of a jumper jump (its target), sent (whether with an input, which is the output);
                       of a team answer (the members whose results are its output), errors (of those that failed) instead of output, and
-                      jumper (the member whose jump it is, and whose output is the jump's input)
+                      jumper (the member whose jump it is, and whose output is the jump's input); in a run that went on with other
+                      members than before also numbers (of members, those in their step ids where these are not their places)
     step_failed       error (type, message, traceback), duration        step_skipped   error, if it failed first
     step_retrying     error, delay (seconds), due (seconds since 1970)  step_stopped   reason, stopped_after (seconds)
     condition_decided source, target, verdict, late                     condition_failed source, target, error

@@ -2,6 +2,9 @@
 
 from typing import NewType
 
+DIGITS = 18
+"""So many has the number of a run at most: whoever sends a longer one means no run."""
+
 RunId = NewType("RunId", str)
 StepId = NewType("StepId", str)
 
@@ -20,7 +23,7 @@ def split_run_id(run_id: str) -> tuple[str, str, int] | None:
     """Return workflow, session and number of a run's id; None for what is no such id."""
     workflow, dot, rest = run_id.partition(".")
     session, second, n = rest.rpartition(".")
-    if not (dot and second and workflow and session) or not (n.isascii() and n.isdecimal()) or n != str(int(n)) or n == "0":
+    if not (dot and second and workflow and session) or not (n.isascii() and n.isdecimal()) or n[0] == "0" or len(n) > DIGITS:
         return None
     return workflow.replace("%2E", ".").replace("%25", "%"), session, int(n)
 

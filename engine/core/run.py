@@ -294,7 +294,7 @@ def _merge_state(plan: Plan, run: Run, merged: Merged, broken: Mapping[Any, Base
     """
     fatal: list[tuple[Conflict, str]] = [(c, "does not fit its reducer: what they wrote") for c in merged.misfits]
     if plan.options.on_conflict == "error":
-        fatal += [(c, "was written by more than one step of a layer, and on_conflict is 'error':") for c in merged.conflicts]
+        fatal += [(c, f"was written by more than one {_writer(plan, c.nodes)}, and on_conflict is 'error':") for c in merged.conflicts]
     if fatal:
         (key, nodes), why = min(fatal, key=lambda f: order_of(f[0].key))
         reducer = plan.options.reducers.get(key)
@@ -313,6 +313,18 @@ def _merge_state(plan: Plan, run: Run, merged: Merged, broken: Mapping[Any, Base
         run.changes.append((run.version + 1, list(merged.written), merged.deleted))
     run.news += [News("conflict", None, 0, {"key": key, "nodes": nodes}) for key, nodes in merged.conflicts]
     return True
+
+
+def of_one_team(plan: Plan, labels: Sequence[str]) -> bool:
+    """Tell whether those who wrote are members of one team, by their labels: `node[member]`, in a map `node[item][member]`."""
+    name = labels[0].partition("[")[0]
+    depth = 2 if name in plan.index and plan.nodes[plan.index[name]].kind == "map" else 1
+    parts = [label.split("[") for label in labels]
+    return all(len(part) > depth and part[:depth] == parts[0][:depth] for part in parts)
+
+
+def _writer(plan: Plan, labels: Sequence[str]) -> str:
+    return "member of a team" if of_one_team(plan, labels) else "step of a layer"
 
 
 def _record(plan: Plan, run: Run, layer: Layer) -> None:

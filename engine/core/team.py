@@ -11,10 +11,10 @@ the order in which that was committed, so a race that is brought back from its l
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
 from engine.core.graph import PLAIN, Node
-from engine.core.policy import Policy, check_limit
+from engine.core.policy import Policy, check_count, check_limit
 from engine.core.state import opened, same
 from engine.errors import DefinitionError, MemberFailed
 
@@ -23,7 +23,18 @@ Judge = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """When a team has its answer, and what it is."""
+    """When a team has its answer, and what it is: a value, not a function. Six have names of their own.
+
+    ALL            every result in member order, failures among them
+    RACE           the first success
+    HEDGE(delay)   a race in which the next member starts after `delay` seconds, or as soon as the one before it fails
+    QUORUM(k)      the first `k` successes, in the order in which they ended
+    VOTE           the most frequent answer; of several the one that a member gave who stands further ahead
+    BEST(judge)    the result that `judge(result)` gives the highest number; of several that of the member further ahead
+
+    Under all but ALL the other members are stopped, and what they wrote is dropped. Where nobody can win any more the answer is one failure
+    for each member, and the team's node has succeeded all the same: `.value` of a result raises, a limit raises TeamTimedOut.
+    """
 
     need: int | None = None
     """How many successes settle it; None: everybody is waited for."""
@@ -41,6 +52,11 @@ class Strategy:
             raise DefinitionError("Strategy(stagger=None): a number of seconds, 0 for all at once", where="stagger")
         if pick is not None and pick != "vote" and not callable(pick):
             raise DefinitionError(f"Strategy(pick={pick!r}) is neither 'vote' nor a judge of one result, nor None", where="pick")
+
+    def __call__(self, *given: Any, **options: Any) -> NoReturn:
+        """Refuse, and say where a strategy goes. Raises: DefinitionError."""
+        text = f"{self.text} is a strategy as it is, and is not called: write Team(members, strategy={self.text})"
+        raise DefinitionError(text, where="strategy")
 
     @property
     def judge(self) -> Judge | None:
@@ -79,16 +95,21 @@ VOTE: Final = Strategy(pick="vote")
 
 def HEDGE(delay: float) -> Strategy:
     """Race, with each further member starting only after `delay` seconds, or as soon as the one before it fails."""
+    if check_limit(delay, "HEDGE(delay): the delay") is None:
+        raise DefinitionError("HEDGE(delay): the delay must be a number of seconds, 0 or more, not None", where="strategy")
     return Strategy(1, delay)
 
 
 def QUORUM(k: int) -> Strategy:
     """Take the first `k` successes."""
+    check_count("QUORUM(k): how many successes are needed", k, 1)
     return Strategy(k)
 
 
 def BEST(judge: Judge) -> Strategy:
-    """Take the result that `judge(result)`, sync or async, gives the highest number."""
+    """Take the result that `judge(result)`, sync or async, gives the highest number; of a member that jumps the result is its `Next`."""
+    if not callable(judge) or isinstance(judge, Strategy):
+        raise DefinitionError(f"BEST(judge): the judge must be a function of one result, not {judge!r:.80}", where="strategy")
     return Strategy(pick=judge)
 
 
@@ -172,6 +193,15 @@ class TeamPlan:
         return (*(member.name for member in self.members), self.strategy.need, pick)
 
 
+class Jumped(NamedTuple):
+    """What a member answers that jumps, as votes are compared: another target is another answer, and so is another input."""
+
+    target: str
+    sent: bool
+    """Whether with an input of its own."""
+    input: Any
+
+
 class End(NamedTuple):
     """How a member ended, for `settle`."""
 
@@ -247,7 +277,9 @@ def _most_frequent(ends: Sequence[End]) -> int:
     boxes: dict[Hashable, list[list[Any]]] = {}
     ballots: list[list[Any]] = []
     for end in ends:
-        value = opened(end.value)
+        value: Any = opened(end.value)
+        if isinstance(value, Jumped):
+            value = value._replace(input=opened(value.input))
         box = boxes.setdefault(_box(value), [])
         ballot = next((ballot for ballot in box if same(ballot[0], value)), None)
         if ballot is None:

@@ -46,17 +46,37 @@ def load_target(text: str, *, base: Path | str | None = None) -> Workflow:
         DefinitionError: What is named is no workflow, or it is not clear which one is meant.
     """
     place, name = split_target(text)
-    folder = Path(base) if base is not None else Path.cwd()
-    if _is_file(place):
-        path = _existing(place, folder)
-        module, origin = _load_file(path), str(path)
-    else:
-        module, origin = _load_module(place, folder), place
+    module, origin = _load(place, base)
     flow = _workflow(module, name, place, origin)
     _note_targets(module, origin)
     if flow.target is None:
         flow.target = f"{origin}:{name}"
     return flow
+
+
+def load_targets(text: str, *, base: Path | str | None = None) -> list[Workflow]:
+    """Return the workflow that a target names, or all that are in a file or module that is named without one.
+
+    Raises: as `load_target`.
+    """
+    place, name = split_target(text)
+    if name:
+        return [load_target(text, base=base)]
+    module, origin = _load(place, base)
+    _note_targets(module, origin)
+    found = list(workflows_in(module).values())
+    if not found:
+        raise DefinitionError(f"no Workflow is in {place!r}; name a module-level one: {place}:name", where=place)
+    return found
+
+
+def _load(place: str, base: Path | str | None) -> tuple[ModuleType, str]:
+    """Return a module, and what names it in every process."""
+    folder = Path(base) if base is not None else Path.cwd()
+    if _is_file(place):
+        path = _existing(place, folder)
+        return _load_file(path), str(path)
+    return _load_module(place, folder), place
 
 
 def split_target(text: str) -> tuple[str, str]:
@@ -261,4 +281,4 @@ def _note_targets(module: ModuleType, origin: str) -> None:
             flow.target = f"{origin}:{name}"
 
 
-__all__ = ["FILE_MODULES", "load_target", "loaded_from_file", "module_name", "split_target", "workflows_in"]
+__all__ = ["FILE_MODULES", "load_target", "load_targets", "loaded_from_file", "module_name", "split_target", "workflows_in"]

@@ -37,6 +37,8 @@ class MemberProgress:
     """Of one that failed, lost or was stopped."""
     told: str = ""
     """What its body told of its progress."""
+    again: bool = False
+    """Whether it had not ended when its run went on, so that it starts once more."""
     members: "dict[str, MemberProgress]" = field(default_factory=dict[str, "MemberProgress"])
     """Of a team: its members by step id."""
     nodes: "dict[str, NodeProgress]" = field(default_factory=dict[str, "NodeProgress"])
@@ -52,6 +54,7 @@ class MemberProgress:
         match kind:
             case "step_started":
                 self.status, self.started, self.duration, self.score, self.why, self.told = "running", at, None, None, "", ""
+                self.again = False
             case "step_succeeded":
                 self.status, self.duration = "finished", data.get("duration")
             case "step_failed":
@@ -194,7 +197,12 @@ class Progress:
                 member.halt("the run stopped")
                 self._count_member(member, before)
         if event.kind == "run_resumed":
+            for member in self._members.values():
+                member.again = member.status == "stopped"
             for node in self.nodes.values():
+                if node.status == "failed":  # all its attempts begin anew, with those who had failed
+                    for member in node.members.values():
+                        member.again = member.again or member.status in ("failed", "timed_out")
                 if node.status in ("running", "retrying", "failed", "stopped"):
                     node.status = "waiting"
 
@@ -393,7 +401,7 @@ def node_text(node: NodeProgress) -> str:
     if node.items is not None:
         text += f" {node.done:,}/{node.items:,}"
     elif node.members:
-        ended = sum(member.status != "running" for member in node.members.values())
+        ended = sum(member.status != "running" and not member.again for member in node.members.values())
         text += f" {ended:,}/{node.team or len(node.members):,} members"
     elif node.share is not None:
         text += f" {_share_text(node.share)}"

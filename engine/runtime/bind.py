@@ -18,10 +18,15 @@ from typing import Any
 from engine.checkpoint.codec import build, is_model
 from engine.core.context import Context
 from engine.core.plan import Plan
-from engine.core.team import TeamPlan
+from engine.core.team import Member, Strategy, TeamPlan
 from engine.errors import DefinitionError
 
 CONTEXT_NAMES = frozenset({"ctx", "context", "workflow_context"})
+_STRAY = {
+    Member: "a Member stands in a Team only: pass its body, with timeout= and num_cpus= beside it, or Team([Member(...)])",
+    Strategy: "a strategy is no body: write Team(members, strategy=...)",
+}
+"""What may be passed for a body by mistake, to what should be written."""
 
 
 class Binding:
@@ -78,11 +83,13 @@ def _bound(body: Any, where: str, *, asks: bool) -> Binding:
     what = f"{'condition of edge' if asks else 'node'} {where!r}: " if where else ""
     if isinstance(body, type):
         raise DefinitionError(f"{what}{body.__name__} is a class; pass an instance", where=where)
+    if isinstance(body, (Member, Strategy)):
+        raise DefinitionError(f"{what}{_STRAY[type(body)]}", where=where)
     function: Any = getattr(body, "__wrapped__", body) if getattr(body, "_is_step", False) else body
     if not inspect.isroutine(body) and callable(getattr(body, "run", None)):
         function = body.run
     if not callable(function):
-        lacks = "is no body: pass a function, an object with run(), or a Workflow"
+        lacks = "is no body: pass a function, an object with run(), a Workflow or a Team"
         lacks = "cannot be called: pass a function of the context" if asks else lacks
         raise DefinitionError(f"{what}{body!r:.200} {lacks}", where=where)
     plain = function

@@ -39,7 +39,10 @@ class Conductor:
         self.status = Status.RUNNING
         self.error: BaseException | None = None
         self.gate: Callable[[], Awaitable[None]] | None = None
-        """Awaited when the run's beginning is on storage and before anything of it starts; ends early when the run is asked to stop."""
+        """Awaited when the run's beginning is on storage and before anything of it starts; ends early when the run is asked to stop.
+
+        A run that has one belongs to a cluster, so that its end is recorded under `manual` too.
+        """
         self._first = first
 
     async def conduct(self) -> None:
@@ -137,7 +140,8 @@ class Conductor:
             data = {"finished": finished, "reason": "drained" if halt is Halt.DRAIN else "asked"}
             self._tell_end("run_paused", data, Status.PAUSED, error)
         asked = self.status is Status.CANCELLED or (self.status is Status.PAUSED and halt is Halt.PAUSE)
-        if driver.ledger.strategy != "manual" or asked:  # what was asked for is durable whatever the strategy
+        # what was asked for is durable whatever the strategy; so is the end of what others would go on with
+        if driver.ledger.strategy != "manual" or asked or self.gate is not None:
             await driver.ledger.checkpoint()
 
     async def _completed(self) -> None:

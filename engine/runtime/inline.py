@@ -6,6 +6,7 @@ Neither the loop's end nor the process's waits for a thread whose body was aband
 import asyncio
 import contextlib
 import contextvars
+import os
 import queue
 import threading
 from collections import deque
@@ -16,7 +17,9 @@ from typing import Any
 from engine.core.current import carried
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
-from engine.runtime.step import Call, Moment, Outcome, ask, attempt, holdable, reduce
+from engine.runtime.asking import ask, reduce
+from engine.runtime.raised import holdable, told
+from engine.runtime.step import Call, Moment, Outcome, attempt
 
 THREADS = 32
 """How many sync bodies of one run at once, unless `max_concurrency` says otherwise."""
@@ -27,25 +30,69 @@ TURN = 0.005
 """Seconds after which bodies that never wait give the event loop its turn."""
 
 
-class Threads:
-    """Daemon threads that perform functions, one in each of `size` places; who finds no place free waits for one, in order.
+class Idle:
+    """The daemon threads of this process that perform sync bodies, whichever run they are of; there are as many as are busy at once."""
 
-    A place is free again when its function has ended, or when nobody waits for that any more: then the thread goes on without one. All
-    but `_serve` happens on one event loop, so who has a place and who waits for one never depends on how fast a thread wakes up.
-    """
-
-    IDLE = 10.0
+    STAY = 10.0
     """Seconds after which a thread without work ends."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         """Start nothing yet."""
-        self._free = size
-        self._waiting: deque[asyncio.Future[None]] = deque()
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
         self._busy = 0
         """Functions on their way to a thread or in one: there are never fewer threads."""
+
+    def perform(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> None:
+        """Let a thread that is idle, or a new one, perform a function and settle a future of a loop."""
+        with self._lock:
+            self._busy += 1
+            grow = self._busy > self._threads
+            self._threads += grow
+        self._work.put((function, loop, future))
+        if grow:
+            threading.Thread(target=self._serve, name="gecko-body", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                function, loop, future = self._work.get(timeout=self.STAY)
+            except queue.Empty:
+                with self._lock:
+                    if self._threads == self._busy:
+                        continue  # what it is for is on its way
+                    self._threads -= 1
+                return
+            try:
+                value, error = None if future.cancelled() else function(), None
+            except BaseException as caught:  # noqa: BLE001 - handed to whoever awaits it
+                value, error = None, caught
+            with self._lock:
+                self._busy -= 1
+            try:
+                loop.call_soon_threadsafe(_settle, future, value, error)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                pass
+            del function, loop, future, value, error
+
+
+IDLE = Idle()
+os.register_at_fork(after_in_child=IDLE.__init__)  # a forked process has none of the threads
+
+
+class Threads:
+    """Performs the sync bodies of a run on threads, one in each of `size` places; who finds no place free waits for one, in order.
+
+    A place is free again when its function has ended, or when nobody waits for that any more: then the thread goes on without one. All
+    of it happens on one event loop, so who has a place and who waits for one never depends on how fast a thread wakes up.
+    """
+
+    def __init__(self, size: int, idle: Idle = IDLE) -> None:
+        """Start nothing yet."""
+        self._idle = idle
+        self._free = size
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     def perform(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Return a future of the running loop for what a function gives, in a place of its own. Cancelling it stops no thread."""
@@ -89,36 +136,8 @@ class Threads:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         future.add_done_callback(self._leave)
-        with self._lock:
-            self._busy += 1
-            grow = self._busy > self._threads
-            self._threads += grow
-        self._work.put((carried(function), loop, future))
-        if grow:
-            threading.Thread(target=self._serve, name="gecko-body", daemon=True).start()
+        self._idle.perform(carried(function), loop, future)
         return future
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                function, loop, future = self._work.get(timeout=self.IDLE)
-            except queue.Empty:
-                with self._lock:
-                    if self._threads == self._busy:
-                        continue  # what it is for is on its way
-                    self._threads -= 1
-                return
-            try:
-                value, error = None if future.cancelled() else function(), None
-            except BaseException as caught:  # noqa: BLE001 - handed to whoever awaits it
-                value, error = None, caught
-            with self._lock:
-                self._busy -= 1
-            try:
-                loop.call_soon_threadsafe(_settle, future, value, error)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                pass
-            del function, loop, future, value, error
 
 
 class Place:
@@ -157,7 +176,7 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
 def _cancelled_itself(call: Call, error: asyncio.CancelledError) -> Outcome:
     """Return how a body ended that cancelled its own task: with an error, as any other."""
     outcome = Outcome(call, time())
-    outcome.error = error
+    outcome.error = told(error)
     return outcome
 
 

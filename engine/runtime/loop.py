@@ -8,16 +8,16 @@ import asyncio
 import logging
 import traceback
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 from engine.checkpoint.codec import Encoded, build, decode, encode, is_large, private
 from engine.checkpoint.record import Finished, Recorded
 from engine.core.context import Context, Scene
-from engine.core.plan import Plan
+from engine.core.plan import Plan, shapes_of
 from engine.core.routing import ABSENT, Step
-from engine.core.run import Answer, Ask, Layer, News, Run, StepResult, apply, ready, start
+from engine.core.run import Answer, Ask, Layer, News, Run, StepResult, apply, of_one_team, ready, start
 from engine.core.state import Combine, opened
 from engine.core.team import MemberResult, TeamPlan
 from engine.errors import InDoubt
@@ -70,6 +70,8 @@ class Driver:
         if ledger.log is not None and ledger.claim is not None and ledger.strategy in ("always", "async"):
             self.spill = Spill(ledger.log, ledger.claim.key)
         self.nested = parent is not None
+        self.before: Sequence[Mapping[str, Any]] = recorded.definitions if recorded else ()
+        """The shapes that the plan had in earlier lives of the run, oldest first."""
         self.keeps = False
         """Whether what finishes is kept for another attempt: of a sub-workflow that is tried again."""
         self.ending: tuple[str, Any] | None = None
@@ -130,17 +132,22 @@ class Driver:
         """Tell whether a call is a sub-workflow or a team, driven here instead of performed by the executor."""
         return isinstance((call.spare or call.node).body, (Plan, TeamPlan))
 
-    def child(self, unit: Unit, call: Call, *, text: str | None = None) -> "Child":
+    def child(self, unit: Unit, call: Call, *, text: str | None = None, before: Sequence[Mapping[str, Any]] | None = None) -> "Child":
         """Return what drives a sub-workflow or a team: its events and steps lie in this run's log.
 
-        `text` is the id without the run's of a member that is one; else the id is that of the call's own step.
+        `text` is the id without the run's of a member that is one, `before` its shapes in earlier lives; else the id is that of the call's
+        own step.
         """
         outer = text or (unit.text if call.ordinal is None else f"{unit.text}/{call.ordinal}")
         if call.spare is not None:
             outer = f"{outer}/fallback"
+        if before is None:
+            before = shapes_of(self.before, (call.spare or call.node).name)
         if isinstance((call.spare or call.node).body, TeamPlan):
-            return TeamWork(self, unit, call, outer)
-        return self._sub_workflow(unit, call, outer)
+            return TeamWork(self, unit, call, outer, [shape for shape in before if "team" in shape])
+        child = self._sub_workflow(unit, call, outer)
+        child.before = [shape for shape in before if "nodes" in shape]
+        return child
 
     def _sub_workflow(self, unit: Unit, call: Call, text: str) -> "Driver":
         plan: Plan = (call.spare or call.node).body
@@ -386,8 +393,9 @@ class Driver:
             if (kind, step, detail) in told:
                 continue
             if kind == "conflict":
-                text, nodes = "Steps of one layer wrote one key, %r: %s; the later one wins", ", ".join(map(repr, data["nodes"]))
-                logger.warning(text, data["key"], nodes, extra={"run_id": self.run.id, "key": data["key"], "nodes": data["nodes"]})
+                text, nodes = "%s wrote one key, %r: %s; the later one wins", ", ".join(map(repr, data["nodes"]))
+                who = "Members of one team" if of_one_team(self.plan, data["nodes"]) else "Steps of one layer"
+                logger.warning(text, who, data["key"], nodes, extra={"run_id": self.run.id, "key": data["key"], "nodes": data["nodes"]})
             elif kind == "condition_failed":
                 extra = {"run_id": self.run.id, **{f"condition_{k}": v for k, v in data.items()}}
                 logger.error("Condition check failed, %r -> %r: %s", data["source"], data["target"], data["error"], extra=extra)

@@ -48,6 +48,8 @@ class Request:
     new: bool = False
     accept: bool = False
     takeover: bool = False
+    patience: float = WAIT_FOR_OWNER
+    """Seconds to wait for an owner of the run that may be dying."""
     resume: bool = False
     """Whether the run must be there already."""
     strategy: str = "always"
@@ -137,7 +139,7 @@ async def _claim(log: Log, request: Request) -> tuple[RunKey, Claim]:
     """Claim the run that a request means; a new one takes the first number that nobody else took in the meantime."""
     key = await find_run(log, request)
     if not request.new:
-        return key, await log.claim(key, takeover=request.takeover, wait=WAIT_FOR_OWNER)
+        return key, await log.claim(key, takeover=request.takeover, wait=request.patience)
     while True:
         try:
             claim = await log.claim(key, takeover=request.takeover)
@@ -163,9 +165,7 @@ async def _check(request: Request, key: RunKey, recorded: Recorded, log: Log) ->
         if request.resume:
             raise RunNotFound(f"run {run_id!r} not found in {shown(log.url)}: it holds no started run")
         return None
-    if request.input is not None and not await _is_input(request.input, recorded):
-        text = f"session {key.session!r} of workflow {key.workflow!r} belongs to run {run_id!r} with another input; "
-        raise SessionInUse(text + "use another session, leave the input out to go on, or pass new=True for a new run")
+    await check_input(request, key, recorded)
     if recorded.status == "completed":
         when = datetime.fromtimestamp(recorded.ended_at, UTC).isoformat(timespec="seconds")
         logger.warning(
@@ -185,6 +185,13 @@ async def _check(request: Request, key: RunKey, recorded: Recorded, log: Log) ->
             f"run {run_id!r} was started at {recorded_start or 'its entries'!r}; it goes on from where it stands, not at a start_node"
         )
     return None
+
+
+async def check_input(request: Request, key: RunKey, recorded: Recorded) -> None:
+    """Raise SessionInUse where a request has another input than the recorded one."""
+    if request.input is not None and not await _is_input(request.input, recorded):
+        text = f"session {key.session!r} of workflow {key.workflow!r} belongs to run {make_run_id(*key)!r} with another input; "
+        raise SessionInUse(text + "use another session, leave the input out to go on, or pass new=True for a new run")
 
 
 async def _is_input(value: Any, recorded: Recorded) -> bool:

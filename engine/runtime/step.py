@@ -11,25 +11,25 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from engine.checkpoint.codec import decode, encode, private, to_data, to_key
 from engine.checkpoint.data import SHARED
 from engine.checkpoint.record import encode_diff, encode_diff_now, key_place, place_of
-from engine.core.context import Context, Question, Scene, View
+from engine.core.context import Context, Scene, View
 from engine.core.current import current
 from engine.core.events import Event
 from engine.core.graph import Node
 from engine.core.history import Window
-from engine.core.ids import make_step_id
 from engine.core.plan import Plan
 from engine.core.routing import ABSENT, Next
-from engine.core.run import Answer, Apply, Ask
-from engine.core.state import Combine, Growth, StateDiff, opened
+from engine.core.state import Growth, StateDiff, opened
 from engine.errors import NotStorable, StepFailed, StepTimedOut
 from engine.runtime.bind import is_async
 from engine.runtime.bulk import as_data, beside, encoded, is_long
+from engine.runtime.raised import told
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,6 @@ _turns: WeakValueDictionary[tuple[Context, str], asyncio.Lock] = WeakValueDictio
 """By attempt and key of `ctx.once`: whose turn it is; kept while somebody is inside or waits."""
 _inside: contextvars.ContextVar[frozenset[tuple[Context, str]]] = contextvars.ContextVar("gecko_effects", default=frozenset())
 """The effects that are being performed around the present code."""
-
-
-class Raised(RuntimeError):
-    """Stands for its cause, an error of user code that would mean something to whoever awaits a future."""
 
 
 @dataclass(slots=True)
@@ -99,8 +95,8 @@ class Outcome:
     duration = 0.0
     output: Any = None
     diff: StateDiff | None = None
-    parts: Sequence[tuple[int, StateDiff]] = ()
-    """Of a team: what those members wrote whose results are its answer, by member."""
+    parts: Sequence[tuple[tuple[int, ...], StateDiff]] = ()
+    """Of a team: what those members wrote whose results are its answer, by member; of a team in it by (member, its member)."""
     jump: Next | None = None
     error: BaseException | None = None
     answer: dict[str, Any] | None = None
@@ -126,7 +122,7 @@ class Outcome:
     def diffs(self, label: str) -> list[tuple[str, StateDiff]]:
         """Return what was written, each part with the label of whoever wrote it."""
         if self.parts:
-            return [(f"{label}[{member}]", diff) for member, diff in self.parts]
+            return [(label + "".join(f"[{member}]" for member in path), diff) for path, diff in self.parts]
         return [] if self.diff is None else [(label, self.diff)]
 
 
@@ -167,29 +163,6 @@ def is_ours(error: BaseException) -> bool:
         running = asyncio.current_task()
         return running is not None and running.cancelling() > 0
     return isinstance(error, KeyboardInterrupt)
-
-
-def holdable(error: BaseException) -> BaseException:
-    """Return the error as a future can hold it; `told` gives the original back."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    cause = told(error)
-    raised = Raised(f"the body raised {type(cause).__name__}: {cause}")
-    raised.__cause__ = cause
-    return raised
-
-
-def told(error: BaseException) -> BaseException:
-    """Return the error that user code raised, or one that stands for it where its own text cannot be had."""
-    if isinstance(error, Raised) and error.__cause__ is not None:
-        return error.__cause__
-    try:
-        str(error)
-    except BaseException as broken:  # its __str__ is user code too
-        substitute = RuntimeError(f"{type(error).__qualname__}, whose text cannot be shown: its __str__ raised {type(broken).__name__}")
-        substitute.__cause__ = error
-        return substitute
-    return error
 
 
 async def _guarded(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
@@ -366,18 +339,6 @@ def _place(outcome: Outcome, jump: Next | None) -> str:
     return f"{what} of {outcome.call.label!r}"
 
 
-async def ask(question: Ask, moment: Moment, off_loop: OffLoop, run_id: str) -> Answer:
-    """Ask a condition, in its limit; what it raises counts as false, and is told."""
-    plan = moment.plan
-    source = plan.names[plan.source[question.edge]]
-    binding = plan.edges[question.edge].condition
-    assert binding is not None
-    ctx = Question(moment.scene, moment.state, question.window, source, make_step_id(run_id, source, question.at))
-
-    verdict, error = await judged(binding, ctx, question.output, off_loop)
-    return Answer(question, verdict, error)
-
-
 async def judged(binding: Any, ctx: Context, given: Any, off_loop: OffLoop) -> tuple[bool, BaseException | None]:
     """Return a condition's verdict, or false and why."""
 
@@ -398,6 +359,8 @@ async def judged(binding: Any, ctx: Context, given: Any, off_loop: OffLoop) -> t
         if not done:
             running.cancel()
             return False, TimeoutError(f"no answer within {CONDITION_LIMIT:g} s")
+        if running.cancelled():
+            return False, told(asyncio.CancelledError())
         verdict, error = running.result()
         return bool(verdict), None if error is None else told(error)
     except asyncio.CancelledError:
@@ -407,27 +370,46 @@ async def judged(binding: Any, ctx: Context, given: Any, off_loop: OffLoop) -> t
         return False, told(error)
 
 
-async def reduce(question: Combine | Apply, moment: Moment, off_loop: OffLoop) -> Answer:
-    """Let a custom reducer combine concurrent writes; a team's mapper or judge say what they make of what they are given."""
-    if isinstance(question, Apply):
-        function, given, where = question
-    else:
-        function, given = moment.plan.options.custom[question.reducer], (question.base, question.writes)
-        where = f"reducer {question.reducer} of state key {question.key!r}"
-    return Answer(question, *await combined(function, lambda: [private(value) for value in given], off_loop, where))
-
-
 async def combined(
     function: Callable[..., Any], given: Callable[[], Sequence[Any]], off_loop: OffLoop, where: str
 ) -> tuple[Any, BaseException | None]:
     """Return what a function makes of `given()`, as data; or why it cannot. Errors say `where`."""
     try:
-        value = await function(*given()) if is_async(function) else await off_loop(lambda: function(*given()))
-        return await as_data(await value if inspect.isawaitable(value) else value, where), None
+        value = function(*given()) if is_async(function) else await off_loop(lambda: function(*given()))
+        if inspect.isawaitable(value):  # in a task of its own, which it may cancel: that is a failure of its own
+            running = asyncio.get_running_loop().create_task(_guarded(value))
+            value, error = await running
+            if error is not None:
+                raise error
+        return await as_data(value, where), None
     except BaseException as error:  # user code may raise anything
         if is_ours(error):
             raise
         return None, told(error)
+
+
+def judge_of(judge: Callable[[Any], Any] | None) -> Callable[[Any, Any], Any] | None:
+    """Return a judge as a team asks it, of (result, jump); where there is a jump, (target, whether with an input), it is given the Next."""
+    if judge is None:
+        return None
+    asked = partial(_judge_later if is_async(judge) else _judge, judge)
+    asked.__wrapped__ = judge  # type: ignore[attr-defined] - what a hash of the code is made of
+    return asked
+
+
+def _judge(judge: Callable[[Any], Any], result: Any, jump: Sequence[Any] | None) -> Any:
+    return judge(_result_of(result, jump))
+
+
+async def _judge_later(judge: Callable[[Any], Any], result: Any, jump: Sequence[Any] | None) -> Any:
+    return await judge(_result_of(result, jump))
+
+
+def _result_of(result: Any, jump: Sequence[Any] | None) -> Any:
+    if jump is None:
+        return result
+    target, sent = jump
+    return Next(target, (Next.none if result is None else result) if sent else None)
 
 
 async def perform_once(

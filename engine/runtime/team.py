@@ -6,54 +6,34 @@ what comes after the team, and no run ends before they have stopped.
 """
 
 import asyncio
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.codec import private
-from engine.core.routing import ABSENT, Next
+from engine.core.numbering import numbered
+from engine.core.routing import Next
 from engine.core.run import Apply
-from engine.core.state import opened
-from engine.core.team import End, MemberResult, Standing, TeamPlan, named, settle
+from engine.core.team import End, Standing, TeamPlan, named, settle
 from engine.errors import GeckoError, StepFailed, TeamTimedOut
 from engine.runtime.bind import is_async
 from engine.runtime.bulk import encoded
 from engine.runtime.control import Control
 from engine.runtime.nested import Nested
-from engine.runtime.spill import LARGE
+from engine.runtime.seat import Seat, is_score, known_text, text_of
 from engine.runtime.step import STUBBORN, Call, Outcome
-from engine.runtime.unit import Unit, recalled, size_of
+from engine.runtime.unit import Unit, recalled
 
 if TYPE_CHECKING:
     from engine.runtime.loop import Driver
 
 
-@dataclass(slots=True)
-class Seat:
-    """What a team knows of one member."""
-
-    call: Call | None = None
-    """Once it has started."""
-    since: float = 0.0
-    """When that was, seconds since 1970."""
-    mapping: "asyncio.Task[None] | None" = None
-    """What makes its input, before its body starts."""
-    outcome: Outcome | None = None
-    """Of a success."""
-    error: BaseException | None = None
-    text: str = ""
-    """Why it failed."""
-    score: float | None = None
-    stopped_after: float | None = None
-
-
 class TeamWork:
     """One attempt of a team's step."""
 
-    def __init__(self, driver: "Driver", unit: Unit, call: Call, text: str) -> None:
-        """`text` is the id of the team's step without the run's."""
+    def __init__(self, driver: "Driver", unit: Unit, call: Call, text: str, before: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`text` is the id of the team's step without the run's; `before` are the shapes that it had in earlier lives of the run."""
         self.control = Control()
         self.halted = False
         self._driver = driver
@@ -64,6 +44,10 @@ class TeamWork:
         self._team: TeamPlan = (call.spare or call.node).body
         self._moment = driver.moment()
         self._seats = [Seat() for _ in self._team.members]
+        self._before = before
+        lives = [[name for name, _ in shape["members"]] for shape in before]
+        self._numbers = numbered([*lives, [member.name for member in self._team.members]])
+        """By life and place, those that members have in their step ids."""
         self._ends: list[End] = []
         """How members ended, in the order in which it is told."""
         self._running: set[int] = set()
@@ -120,7 +104,7 @@ class TeamWork:
         outcome.error = self._failure
         if self.halted or self._failure is not None:
             return
-        results = [self._result(member) for member in self._answer]
+        results = [self._seats[member].result(member) for member in self._answer]
         if self._team.alone:
             self._driver.results = [replace(r, result=self._jump(r.member_index) or r.result) for r in results]
         outcome.output = [result.data() for result in results]
@@ -131,8 +115,8 @@ class TeamWork:
             if found is None:
                 continue
             if found.diff is not None:
-                parts.append((member, found.diff))
-            parts += [(member, diff) for _, diff in found.parts]  # of a team in this one: in the place of its member
+                parts.append(((member,), found.diff))
+            parts += [((member, *path), diff) for path, diff in found.parts]  # of a team in this one: in the place of its member
             if found.jump is not None and outcome.jump is None and not self._team.alone:
                 outcome.jump, jumper = found.jump, member
         outcome.parts = parts
@@ -141,7 +125,9 @@ class TeamWork:
             outcome.final = True
             return
         errors = {str(member): seat.text for member in self._answer if (seat := self._seats[member]).outcome is None}
-        outcome.answer = {"answer": list(self._answer), **({"errors": errors} if errors else {})}
+        numbers = {str(member): number for member, number in enumerate(self._numbers[-1]) if member != number}
+        told = {"errors": errors, "numbers": numbers}
+        outcome.answer = {"answer": list(self._answer), **{what: data for what, data in told.items() if data}}
         if jumper is not None:
             outcome.answer["jumper"] = jumper
         if self._call.spare is not None:
@@ -158,7 +144,7 @@ class TeamWork:
         recorded, known = self._driver.recorded, self._unit.members.setdefault(self._text, {})
         ended = [(outcome.seq, self._succeeded(member, outcome)) for member, outcome in known.items()]  # in the order in which they ended
         for member in (m for m in range(len(self._seats)) if m not in known):
-            text = f"{self._text}/{member}"
+            text = self._text_of(member)
             done = recorded.finished(text) if recorded else None
             if done is not None:
                 call = self._member_call(member, None)
@@ -169,8 +155,9 @@ class TeamWork:
                 ended.append((seq, self._failed(member, reason, None)))
         self._ends = [end for _, end in sorted(ended, key=lambda pair: pair[0])]
         if recorded and self._team.strategy.chooses:
-            known_here = range(len(self._seats))  # of a team that lost members since, not all
-            self._won = tuple(m for m in recorded.winners(self._text) if m in known_here and self._seats[m].outcome is not None)
+            numbers = self._numbers[-1]  # of a team that lost members since, not all
+            won = [numbers.index(number) for number in recorded.winners(self._text) if number in numbers]
+            self._won = tuple(member for member in won if self._seats[member].outcome is not None)
 
     async def _stand(self) -> Standing:
         self._take_in()
@@ -187,7 +174,7 @@ class TeamWork:
         stagger, timeout = self._team.strategy.stagger, None
         if stagger and not self._waited_out and self._running and len(self._ends) + len(self._running) < len(self._seats):
             left = stagger - (self._clock.monotonic() - self._newest)
-            timeout = left if 0 < left < inf else None
+            timeout = max(0.0, left) if left < inf else None  # it may have run out since `_stand` looked
         waiter = self.control.waiter()
         if self._arrived:
             waiter.cancel()
@@ -202,10 +189,24 @@ class TeamWork:
 
     # Members that start and end.
 
+    def _text_of(self, member: int) -> str:
+        """Return the id of a member's step without the run's."""
+        return f"{self._text}/{self._numbers[-1][member]}"
+
+    def _before_of(self, member: int) -> list[Mapping[str, Any]]:
+        """Return the shapes that a member which is a workflow or a team had in earlier lives of the run."""
+        number = self._numbers[-1][member]
+        found = [
+            shape["members"][numbers.index(number)][1]
+            for shape, numbers in zip(self._before, self._numbers, strict=False)
+            if number in numbers
+        ]
+        return [shape for shape in found if shape is not None]
+
     def _member_call(self, member: int, given: Any) -> Call:
         call, node = self._call, self._team.members[member]
         body = named(node, call.label, call.node.policy)
-        step_id = f"{self._driver.log_id}/{self._text}/{member}"
+        step_id = f"{self._driver.log_id}/{self._text_of(member)}"
         return Call(body, call.number, call.at, member, call.attempt, given, call.window, step_id, node.policy.limits.attempt)
 
     def _start(self, members: tuple[int, ...]) -> None:
@@ -232,7 +233,8 @@ class TeamWork:
             assert call.ordinal is not None
             self._seats[call.ordinal].call = call
             if self._driver.is_nested(call):
-                self._nested.start(call, self._driver.child(self._unit, call, text=f"{self._text}/{call.ordinal}"))
+                before = self._before_of(call.ordinal)
+                self._nested.start(call, self._driver.child(self._unit, call, text=self._text_of(call.ordinal), before=before))
             else:
                 plain.append(call)
         if plain:
@@ -241,7 +243,7 @@ class TeamWork:
     async def _map(self, member: int) -> None:
         """Make a member's input, or take the one that the log has, and start it."""
         recorded = self._driver.recorded
-        given = recorded.given(f"{self._text}/{member}") if recorded else None
+        given = recorded.given(self._text_of(member)) if recorded else None
         kept: bytes | None = None
         if given is None:
             where = f"the input of {self._call.label}[{member}]"
@@ -268,9 +270,10 @@ class TeamWork:
         """Write down that a member starts, with its own input where it has one."""
         shown = None if self._driver.ledger.stores else given
         self._tell("step_started", member, {"member": self._team.members[member].name}, kept, shown)
+        self._driver.ledger.soon()  # who runs is to be seen from elsewhere; nobody waits for it
 
     def _tell(self, kind: str, member: int, data: dict[str, Any], output: bytes | None = None, value: Any = None) -> None:
-        driver, step = self._driver, f"{self._text}/{member}"
+        driver, step = self._driver, self._text_of(member)
         if driver.live and not driver.ledger.quiet:
             driver.ledger.tell(kind, self._unit.name, step, data, attempt=self._call.attempt, output=output, value=value)
 
@@ -278,7 +281,7 @@ class TeamWork:
         """Let a member that has no body performed end with an error."""
         outcome = Outcome(self._member_call(member, None), self._seats[member].since)
         outcome.error = error
-        self._seats[member].text = f"{before}{_text_of(error)}" if before else str(error)
+        self._seats[member].text = f"{before}{text_of(error)}" if before else str(error)
         self._report(outcome)
 
     def _let_go(self, call: Call) -> None:
@@ -303,31 +306,31 @@ class TeamWork:
             seat.since, seat.stopped_after, seat.mapping = outcome.started, outcome.duration, None
             if outcome.error is not None:
                 data = {"error": self._driver.error_data(outcome.error), "duration": outcome.duration}
-                end = self._failed(member, seat.text or _text_of(outcome.error), outcome.error)
+                end = self._failed(member, seat.text or text_of(outcome.error), outcome.error)
                 data["reason"] = seat.text
                 self._tell("step_failed", member, data)
             else:
                 end = self._succeeded(member, outcome)
                 self._unit.members[self._text][member] = outcome
-                self._driver.tell_success(self._unit.name, f"{self._text}/{member}", outcome)
+                self._driver.tell_success(self._unit.name, self._text_of(member), outcome)
             self._ends.append(end)
         if arrived:
             self._driver.ledger.soon()
 
     def _succeeded(self, member: int, outcome: Outcome) -> End:
         self._seats[member].outcome = outcome
-        return End(member, True, _value_of(outcome))
+        return self._seats[member].end(member)
 
     def _failed(self, member: int, text: str, error: BaseException | None) -> End:
         seat = self._seats[member]
         seat.outcome, seat.text, seat.error = None, text, error
-        return End(member, False)
+        return seat.end(member)
 
     # The end.
 
     async def _score(self, members: tuple[int, ...]) -> None:
         """Have the judge score results; one that it cannot score is its member's failure."""
-        asked = [Apply(self._team.judge, (_value_of(self._seats[m].outcome),), f"the score of {self._call.label}[{m}]") for m in members]
+        asked = [Apply(self._team.judge, self._seats[m].judged(), f"the score of {self._call.label}[{m}]") for m in members]
         asking = self._driver.spawn(self._driver.executor.ask(asked, self._moment))
         while not asking.done() and not self._expired and not self.control.halt.hard:
             waiter = self.control.waiter()
@@ -343,7 +346,7 @@ class TeamWork:
                 self._seats[member].score = answer.value  # as it is: a large whole number is no float
                 self._ends[place] = self._ends[place]._replace(score=answer.value)
                 continue
-            reason = f"gave {answer.value!r:.80}, which is no number" if answer.error is None else _text_of(answer.error)
+            reason = f"gave {answer.value!r:.80}, which is no number" if answer.error is None else text_of(answer.error)
             self._ends[place] = self._failed(member, f"Judge failed: {reason}", answer.error)
 
     async def _end_unfinished(self) -> None:
@@ -377,9 +380,9 @@ class TeamWork:
                     begun = self._left_behind(member, "step_stopped")
                     seat.text = f"{'Stopped' if begun else 'Never started'}: too many others had failed"
             if self._expired and team.strategy.need is not None:
-                results = [self._result(member) for member in range(len(self._seats))]
+                results = [seat.result(member) for member, seat in enumerate(self._seats)]
                 results = [replace(result, result=private(result.result)) for result in results]
-                text = f"team {self._call.label!r} timed out after {team.timeout:g} s; {_known(results)}"
+                text = f"team {self._call.label!r} timed out after {team.timeout:g} s; {known_text(results)}"
                 self._failure = TeamTimedOut(text, node=self._call.label, results=results)
             return
         if not team.strategy.chooses:
@@ -401,13 +404,6 @@ class TeamWork:
         """Return the jump that a member gave, which leads nowhere where the team is alone: its caller may hand it on."""
         outcome = self._seats[member].outcome
         return None if outcome is None else outcome.jump
-
-    def _result(self, member: int) -> MemberResult:
-        seat = self._seats[member]
-        started = seat.since or None
-        if seat.outcome is None:
-            return MemberResult(member, None, seat.text, False, seat.error, started, seat.stopped_after)
-        return MemberResult(member, _value_of(seat.outcome), None, True, None, started, seat.stopped_after)
 
     # Stopping.
 
@@ -456,7 +452,7 @@ class TeamWork:
     def _left_behind(self, member: int, kind: str) -> bool:
         """Tell of a member that had started when the process that performed it ended, and whether it is one; nobody saw its stop."""
         recorded = self._driver.recorded
-        if not recorded or not recorded.is_under_way(f"{self._text}/{member}"):
+        if not recorded or not recorded.is_under_way(self._text_of(member)):
             return False
         self._tell(kind, member, {"reason": "the process that performed it ended"})
         return True
@@ -468,28 +464,3 @@ class TeamWork:
             data["score"] = seat.score
         self._tell("member_lost", member, data)
         self._driver.ledger.soon()
-
-
-def is_score(value: Any) -> bool:
-    """Tell whether a judge's answer is a number that can be compared."""
-    return isinstance(value, (Real, Decimal)) and not isinstance(value, bool) and value == value  # NaN is not
-
-
-def _value_of(outcome: Outcome | None) -> Any:
-    """A member's result: of one that jumps, the jump's input; a large one stays in its bytes."""
-    if outcome is None:
-        return None
-    jump: Next | None = outcome.jump
-    if jump is not None:
-        return None if jump.sent is ABSENT else jump.sent
-    return outcome.output if size_of(outcome) >= LARGE else opened(outcome.output)
-
-
-def _text_of(error: BaseException) -> str:
-    kind = getattr(error, "type_name", type(error).__name__)  # of an error from another process: the original's
-    return str(error) if isinstance(error, GeckoError) else f"{kind}: {error}"
-
-
-def _known(results: list[MemberResult]) -> str:
-    """Say how each member stood."""
-    return "; ".join(f"{r.member_index}: {'succeeded' if r.is_success else r.error}" for r in results)

@@ -161,7 +161,7 @@ def _open_sql(url: str) -> Log:
     full = address.url + (("&" if "?" in address.url else "?") + again if again else "")
     with _lock:
         if full not in _opened:
-            _opened[full] = cast(Log, SqlLog(open_database(bare), url=full, lease=lease))
+            _opened[full] = SqlLog(open_database(bare), url=full, lease=lease)
         return _opened[full]
 
 

@@ -333,10 +333,10 @@ class FileMedium:
         self._durable.discard(folder)
 
     def after_fork(self, owner: Owner) -> None:
-        """Be a new process: the lock is the parent's, and stays so when its descriptor is closed here."""
+        """Be a new process: the lock is the parent's, and stays so when its descriptor is closed here. So is what it promised."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
-        self._lock_fd, self.owner = -1, owner
+        self._lock_fd, self._lease, self.owner = -1, None, owner
 
 
 def _folders(above: Path, name: str | None) -> Sequence[Path]:

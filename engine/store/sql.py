@@ -116,7 +116,9 @@ class SqlLog:
                 await asyncio.sleep(_FOLLOW_AGAIN)
             before = head
 
-    async def scan(self, *, workflow: str | None = None, session: str | None = None) -> Sequence[RunSummary]:
+    async def scan(
+        self, *, workflow: str | None = None, session: str | None = None, on_damage: Callable[[str, GeckoError], object] | None = None
+    ) -> Sequence[RunSummary]:
         heads = await self._read(partial(transactions.heads, workflow=workflow, session=session)) or []
         found = [
             RunSummary(
@@ -141,7 +143,7 @@ class SqlLog:
             self._writer.end(held, LeaseLost(f"run {run_name(key)} was deleted"))
 
     def keep_lease(self, seconds: float) -> None:
-        """Keep the lease that each log in a database has in any case."""
+        return
 
     async def prune(self, *, older_than: float) -> int:
         before, removed = time.time() - older_than, 0

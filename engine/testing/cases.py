@@ -10,6 +10,7 @@ from typing import Any
 from engine.core.context import Context
 from engine.core.policy import Limits, Retry
 from engine.core.routing import Next
+from engine.testing.cancel_cases import CANCEL_CASES
 from engine.testing.conformance import Case
 from engine.testing.team_cases import TEAM_CASES
 from engine.workflow import Workflow
@@ -443,8 +444,6 @@ def effects_at_once() -> Workflow:
     return Workflow("effects_at_once").add_node("pay", pay).set_entry_point("pay")
 
 
-_SKIPPED = {"step_skipped": 1}
-
 CASES: tuple[Case, ...] = (
     Case("shapes", shapes, 1, 206),
     Case("values", values, output=3, history={"n1": {"point": {"x": 1, "y": 2}, **PLAIN}, "n2": {"x": 1, "y": 2}, "n3": 3}),
@@ -497,4 +496,5 @@ CASES: tuple[Case, ...] = (
     Case("window", window, output=[{"n2": 2, "n3": 3}, [("n1", "success"), ("n2", "success"), ("n3", "success")]]),
     Case("start in the middle", lambda: _chain("middle", fail, increase, increase), 5, 7, start_node="n2"),
     *TEAM_CASES,
+    *CANCEL_CASES,
 )  # fmt: skip

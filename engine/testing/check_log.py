@@ -35,6 +35,7 @@ async def check_log(make: Callable[[], Log]) -> None:
         _check_scan,
         _check_delete,
         _check_prune,
+        _check_lease,
     ):
         log = make()
         try:
@@ -212,6 +213,9 @@ async def _check_scan(log: Log, make: Callable[[], Log]) -> None:
     assert [run.started_at for run in listed] == sorted((run.started_at for run in listed), reverse=True), "newest first"
     assert next(run.seq for run in listed if run.key.session == "t") == 5, "a large last batch is found too"
     assert list(await log.scan(workflow="nothing")) == []
+    damaged: list[str] = []
+    assert len(await log.scan(workflow="scan", on_damage=lambda place, _: damaged.append(place))) == 3
+    assert damaged == [], "nothing that is whole is told as damaged"
     await log.release(claim)
 
 
@@ -238,6 +242,26 @@ async def _check_prune(log: Log, make: Callable[[], Log]) -> None:
     assert {run.key.session for run in await log.scan(workflow="prune")} == {"open", "paused"}, "an unfinished run is never pruned"
     await log.prune(older_than=-1e12)
     await _raises(RunNotFound, log.read(RunKey("prune", "done", 1)), "a tombstone that is gone leaves no run behind")
+
+
+async def _check_lease(log: Log, make: Callable[[], Log]) -> None:
+    lease, key = 0.5, RunKey("lease", "s", 1)
+    log.keep_lease(lease)
+    claim = await log.claim(key)
+    await log.append(claim, [row(1, "run_started")])
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 3 * lease
+    while loop.time() < end:
+        await _raises(RunBusy, make().claim(key), "an owner that says that it lives keeps its run for longer than its lease")
+        (found,) = await log.scan(workflow="lease")
+        assert found.owner is not None, "and is told as its owner"
+        await asyncio.sleep(lease / 8)
+    await log.append(claim, [row(2)])
+    await log.release(claim)
+    again = await make().claim(key)
+    assert [found.seq for found in again.rows] == [1, 2], "a lease keeps nobody from a run that was released"
+    await _raises(LeaseLost, _wait(log.append(claim, [row(3)])), "nor a former owner's claim alive")
+    await log.release(again)
 
 
 async def _wait(answer: Awaitable[None]) -> None:

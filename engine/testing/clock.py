@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from engine.core.current import carried
 from engine.errors import WorkflowError
 from engine.runtime.bulk import HELPERS
-from engine.runtime.step import holdable
+from engine.runtime.raised import holdable
 
 T = TypeVar("T")
 

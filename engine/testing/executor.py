@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from engine.checkpoint.record import Recorded
 from engine.core.graph import Node
 from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
+from engine.runtime.asking import ask, reduce
 from engine.runtime.bind import Binding
-from engine.runtime.step import Call, Moment, Outcome, ask, attempt, reduce
+from engine.runtime.step import Call, Moment, Outcome, attempt
 from engine.testing.clock import VirtualLoop
 from engine.testing.faults import Blow, Oracle
 
@@ -52,6 +54,7 @@ class SimulatedExecutor:
         self._spread = spread
         self._alive = alive
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._stopped: WeakSet[asyncio.Task[None]] = WeakSet()
 
     async def one(self, call: Call, moment: Moment) -> Outcome:
         """Perform a single call."""
@@ -77,6 +80,7 @@ class SimulatedExecutor:
     async def stop(self, calls: Sequence[Call], grace: float) -> list[Call]:
         """Cancel calls; return those whose bodies go on unattended."""
         running = {self._running[c.step_id]: c for c in calls if c.step_id in self._running}
+        self._stopped.update(running)
         for task in running:
             task.cancel()
         if running:
@@ -118,7 +122,7 @@ class SimulatedExecutor:
         started, begun = moment.owner.ledger.clock.now(), self._loop.time()
         if blow.error is None or blow.performed:
             self._note_step(step)
-            outcome = await attempt(self._slowed(call, blow), moment, self._loop.perform)
+            outcome = await self._attempt(self._slowed(call, blow), moment)
         else:
             outcome = Outcome(call, started)
         if blow.error is not None:
@@ -129,6 +133,20 @@ class SimulatedExecutor:
             self._finished.add(step)
         outcome.call, outcome.started, outcome.duration = call, started, self._loop.time() - begun
         return outcome
+
+    async def _attempt(self, call: Call, moment: Moment) -> Outcome:
+        """Perform an attempt; a body that cancels its own task has failed, unless its run stops it."""
+        started, me = moment.owner.ledger.clock.now(), asyncio.current_task()
+        try:
+            return await attempt(call, moment, self._loop.perform)
+        except asyncio.CancelledError as error:
+            if me is None or me in self._stopped or moment.owner.control.halt or not moment.owner.live:
+                raise
+            while me.cancelling():
+                me.uncancel()
+            outcome = Outcome(call, started)
+            outcome.error = error
+            return outcome
 
     def _slowed(self, call: Call, blow: Blow) -> Call:
         """Return the call with a body that waits first, inside the limit of the attempt."""

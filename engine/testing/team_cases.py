@@ -6,6 +6,8 @@ one after the other. So every executor has to come to the same end, and no case 
 
 import asyncio
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from engine.core.context import Context
@@ -60,6 +62,29 @@ def size(result: int) -> int:
 async def closeness(result: int) -> float:
     """Judge: the nearer to 5 the better; no number at all for a 3."""
     return float("nan") if result == 3 else -abs(result - 5)
+
+
+async def cancel_itself(*given: Any) -> None:
+    """Do as user code that misuses asyncio."""
+    running = asyncio.current_task()
+    assert running is not None
+    running.cancel()
+    await asyncio.sleep(30)
+
+
+async def cancel_for_one(result: int) -> int:
+    """Judge: cancels its own task over a 9, else the greater the better."""
+    return result if result != 9 else await cancel_itself()  # type: ignore[return-value]
+
+
+def penalty(result: Any) -> float:
+    """Judge: a jump to `other` is best, a plain result worst."""
+    return 0 if not isinstance(result, Next) else 2 if result.node == "other" and result.input == 8 else 1
+
+
+async def signal(result: int) -> Any:
+    """Judge: gives what cannot be compared, or not be kept."""
+    return {1: Decimal("sNaN"), 2: Decimal("NaN"), 3: Fraction(1, 2), 4: complex(1)}.get(result, result)
 
 
 async def share(raw: list[int], index: int) -> int:
@@ -197,11 +222,12 @@ def again() -> Workflow:
 
 _CANNOT = "ValueError: cannot take 3"
 _NO_KEY = "KeyError: 'no such thing'"
+_NO_BODY = "is no body: pass a function, an object with run(), a Workflow or a Team"
 
 TEAM_CASES: tuple[Case, ...] = (
     Case("team of all", team_of([increase, double, fail, "no body"]), 3, [
         gave(0, 4), gave(1, 6), lost(2, _CANNOT),
-        lost(3, "not executable: 'no body' is no body: pass a function, an object with run(), or a Workflow"),
+        lost(3, f"not executable: 'no body' {_NO_BODY}"),
     ], kinds={"step_started": 6, "member_won": 0, "member_lost": 0, "step_failed": 2}),
     Case("empty team", team_of([]), 3, []),
     Case("team in turns", team_of([increase, fail_later, double], max_concurrent=1), 3, [gave(0, 4), lost(1, _NO_KEY), gave(2, 6)]),
@@ -210,7 +236,7 @@ TEAM_CASES: tuple[Case, ...] = (
     Case("race in turns", team_of([fail, double, sleep], strategy=RACE, max_concurrent=1), 3, [gave(1, 6)],
          kinds={"step_failed": 1, "member_won": 1, "member_lost": 1, "step_started": 4}),
     Case("race that all lose", team_of([fail, fail_later, 5], strategy=RACE), 3, [
-        lost(0, _CANNOT), lost(1, _NO_KEY), lost(2, "not executable: 5 is no body: pass a function, an object with run(), or a Workflow"),
+        lost(0, _CANNOT), lost(1, _NO_KEY), lost(2, f"not executable: 5 {_NO_BODY}"),
     ], kinds={"member_won": 0, "step_failed": 3}),
     Case("hedge", team_of([fail, increase, sleep], strategy=HEDGE(20)), 3, [gave(1, 4)], kinds={"step_started": 4, "member_lost": 1}),
     Case("hedge over a delay", team_of([sleep, double], strategy=HEDGE(0.05)), 3, [gave(1, 6)], kinds={"member_lost": 1}),
@@ -225,6 +251,12 @@ TEAM_CASES: tuple[Case, ...] = (
     Case("best", team_of([increase, double, fail], strategy=BEST(size)), 3, [gave(1, 6)], kinds={"member_won": 1, "member_lost": 2}),
     Case("best by a judge that fails for one", team_of([giving(3), giving(9), giving(2)], strategy=BEST(closeness)), 3, [gave(2, 2)],
          kinds={"member_won": 1, "member_lost": 2}),
+    Case("judge that cancels itself", team_of([giving(3), giving(9), giving(4)], strategy=BEST(cancel_for_one)), 3, [gave(2, 4)],
+         kinds={"member_won": 1, "member_lost": 2}),
+    Case("judge of no numbers", team_of([giving(1), giving(2), giving(3), giving(4), giving(0)], strategy=BEST(signal)), 3, [gave(4, 0)]),
+    Case("mapper that cancels itself", team_of([show, show], input_mapper=cancel_itself), 3, [
+        lost(i, "Input mapping failed: CancelledError: cancelled by its own code") for i in range(2)
+    ]),
     Case("mapper", team_of([increase, double, show], input_mapper=share), [5, 7], [
         gave(0, 6), gave(1, 14), lost(2, "Input mapping failed: IndexError: list index out of range"),
     ]),
@@ -240,6 +272,8 @@ TEAM_CASES: tuple[Case, ...] = (
          kinds={"conflict": 1}),
     Case("conflict in a team as error", team_of([setter("a"), setter("b")], on_conflict="error"), 3, status="failed",
          error=("StateConflict", "", "'key'", "'team[0]' and 'team[1]'")),
+    Case("conflict of a team in a team", team_of([setter("a"), Team([setter("b"), setter("c")])], on_conflict="error"), 3, status="failed",
+         error=("StateConflict", "", "'key'", "more than one member of a team", "'team[0]' and 'team[1][0]' and 'team[1][1]'")),
     Case("diff of a winner", team_of([setter("loser", then=sleep), setter("winner")], strategy=RACE), 3, [gave(1, "winner")],
          state={"key": "winner"}, kinds={"conflict": 0}),
     Case("team in a map", in_map, output=[[gave(1, 30)], [gave(1, 10)], [gave(1, 20)]], state={"sum": 6}),
@@ -252,6 +286,14 @@ TEAM_CASES: tuple[Case, ...] = (
     Case("team as a fallback", fallback, output=[gave(1, 8)], kinds={"member_won": 1}),
     Case("jump of a team", jumping(None, show, leaping("target", 7), leaping("other", 8)), 3, 7,
          state={"from 7": True, "from 8": True}, history={"team": 7, "target": 7}, kinds={"jumped": 1}),
+    Case("vote of jumps", jumping(VOTE, leaping("target", 7), leaping("other", 8), leaping("other", 8)), 3, 8,
+         state={"from 8": True}, history={"team": 8, "other": 8}, kinds={"jumped": 1}),
+    Case("vote of jumps by input", jumping(VOTE, leaping("target", 7), leaping("target", 8), leaping("target", 8)), 3, 8,
+         state={"from 8": True}, history={"team": 8, "target": 8}),
+    Case("vote of jumps over nothing", jumping(VOTE, giving(None), giving(Next("other")), giving(Next("other"))), 3, 3,
+         history={"team": 3, "other": 3}, kinds={"jumped": 1}),
+    Case("best of jumps", jumping(BEST(penalty), giving(9), leaping("target", 8), leaping("other", 8), leaping("other", 9)), 3, 8,
+         state={"from 8": True}, history={"team": 8, "other": 8}, kinds={"jumped": 1}),
     Case("jump of a winner", jumping(RACE, sleep, leaping("target", 7)), 3, 7, state={"from 7": True}, history={"team": 7, "target": 7},
          kinds={"jumped": 1, "member_lost": 1}),
 )  # fmt: skip

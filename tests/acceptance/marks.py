@@ -46,6 +46,13 @@ def late(folder: str | Path, done: dict[str, float]) -> dict[str, float]:
     return found
 
 
+def first(folder: str | Path, beginning: str, *, after: float) -> float:
+    """Return when the first mark whose name begins so was left after a moment, in seconds since 1970."""
+    found = [entry.name.split("@") for entry in os.scandir(folder)]
+    times = [int(at) / 1e9 for text, _, at in found if unquote(text).startswith(f"{beginning}/")]
+    return min(at for at in times if at > after)
+
+
 def repeated(folder: str | Path) -> dict[str, int]:
     """Return the marks that are there more than once."""
     return {name: count for name, count in names(folder).items() if count > 1}

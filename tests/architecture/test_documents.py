@@ -68,7 +68,7 @@ def test_the_readme_has_at_most_150_lines(root: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "docs/operating.md", "docs/records.md", "docs/teams.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/operating.md", "docs/records.md", "docs/submitting.md", "docs/teams.md"])
 def test_the_programs_of_the_documents_run(root: Path, tmp_path: Path, document: str):
     """Each is run as a file of its own in one folder, in order, so that a later one may go on with what an earlier one recorded."""
     programs = FENCE.findall((root / document).read_text())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGES = ("engine", "cluster", "serve", "bench")
 ENVIRONMENT = {
-    "cluster/connect.py", "cluster/head.py", "cluster/head_record.py", "cluster/remote.py", "cluster/remote_head.py",
-    "serve/settings.py", "bench",
+    "cluster/connect.py", "cluster/head.py", "cluster/head_record.py", "cluster/logs.py", "cluster/remote.py",
+    "cluster/remote_head.py", "serve/settings.py", "bench",
 }  # fmt: skip
 """Files, and folders, that may look at the environment."""
 

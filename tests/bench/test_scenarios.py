@@ -20,7 +20,7 @@ from bench.shapes import bare_append, bare_loop, best_of_lanes, best_schedule, c
 
 NAMES = (
     "inline-chain inline-fanout durable-chain durable-async history ray-fanout ray-chain ray-skewed ray-uneven ray-sleepers state "
-    "checkpoint log-bytes large import race hedge panel worker-memory"
+    "checkpoint log-bytes log-media large import race hedge panel worker-memory"
 )
 
 

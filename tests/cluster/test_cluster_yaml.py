@@ -57,6 +57,13 @@ def test_the_head_has_the_settings_of_a_head_on_one_machine(config):
     assert {name: value for name, value in told.items() if name in SETTINGS} == {k: v for k, v in SETTINGS.items() if k not in LAPTOP}
 
 
+def test_the_workers_have_what_their_own_processes_heed(config):
+    (command,) = [text for text in config["worker_start_ray_commands"] if "ray start" in text]
+    told = dict(re.findall(r"(RAY_\w+)=(\S+?);?(?:\s|$)", command))
+    assert {name for name in SETTINGS if "health_check" not in name} - LAPTOP <= set(told)
+    assert {name: value for name, value in told.items() if name in SETTINGS} == {k: v for k, v in SETTINGS.items() if k in told}
+
+
 def test_the_head_has_no_work_and_workers_come_and_go(config):
     types = config["available_node_types"]
     assert types["head"]["resources"]["CPU"] == 0

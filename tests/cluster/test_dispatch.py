@@ -64,6 +64,9 @@ class Threaded:
     def loss(self, error: BaseException) -> str | None:
         return None
 
+    def is_near(self, place: tuple[str, int] | None) -> bool:
+        return True
+
 
 class Holding(Threaded):
     """A cluster whose packs never end."""

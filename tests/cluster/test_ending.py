@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import ending
-from cluster.ending import WORTH, Ending, children_of, descriptor_of, end_tree, has_ended, hold_children, kill
+from cluster.ending import WORTH, Ending, children_of, descriptor_of, end_tree, group_of, has_ended, hold_children, kill, orphans_of
 
 TOLD = """
 import os, signal
@@ -165,6 +165,31 @@ def test_what_a_process_started_has_no_further_effect_once_it_is_held(tmp_path: 
         kill(held)
         wait_for(lambda: in_session(process.pid) in ([process.pid], []))
         assert written(tmp_path) == before
+
+
+@LINUX
+def test_what_has_lost_its_parent_ends_with_the_process_whose_group_it_is_in(tmp_path: Path) -> None:
+    orphaning = f"({FAMILY}) & exit 0"
+    with begun("sh", "-c", 'sh -c "$1" "$0"; sleep 60', str(tmp_path), orphaning) as process, begun("sleep", "60") as other:
+        wait_for(lambda: len(written(tmp_path)) == 4)
+        assert not set(map(int, written(tmp_path))) & set(children_of(process.pid))
+        assert orphans_of(process.pid)
+        end_tree(process.pid)
+        wait_for(lambda: in_session(process.pid) == [])
+        assert state(other.pid) == "S"
+
+
+@LINUX
+def test_the_group_of_another_is_nobody_s_family() -> None:
+    with begun("sh", "-c", "sleep 60 & sleep 60") as process:
+        wait_for(lambda: len(children_of(process.pid)) == 2)
+        first, second = children_of(process.pid)
+        assert sorted(group_of(process.pid)) == sorted([first, second])
+        assert group_of(first) == []
+        assert orphans_of(process.pid) == []
+        end_tree(first)
+        wait_for(lambda: state(first) in "ZX")
+        assert state(second) == "S"
 
 
 @LINUX

@@ -204,6 +204,19 @@ def test_a_missing_ray_is_said_with_how_to_get_it(monkeypatch):
         start_head()
 
 
+@pytest.mark.slow
+def test_a_head_that_does_not_start_says_why_and_where_its_logs_are(monkeypatch):
+    monkeypatch.setenv("RAY_START_HOOK", "no_such_module.hook")
+    with pytest.raises(ClusterUnavailable) as raised:
+        start_head()
+    assert "Ray did not start (1): " in str(raised.value)
+    assert "No module named 'no_such_module'" in str(raised.value)
+    folder = Path(str(raised.value).rpartition("its logs are in ")[2])
+    assert (folder / "start.log").is_file()
+    assert (find_head(), [path.name for path in file_of("local").parent.iterdir()]) == (None, ["local.lock"])
+    shutil.rmtree(folder)
+
+
 def test_a_driver_is_told_all_that_it_needs(tmp_path):
     assert environment_for(head(tmp_path)) == {
         "RAY_ADDRESS": "127.0.0.2:6379",

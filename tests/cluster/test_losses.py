@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster import dispatch
+from cluster import scarce
 from engine import Retry, Workflow
 from engine.core.events import Event
 from engine.errors import ClusterUnavailable, OutOfMemory, StepFailed, WorkerLost
@@ -94,7 +94,7 @@ async def see_waiting(flow: Workflow, given: Any = None) -> list[Event]:
 
 @pytest.mark.anyio
 async def test_a_node_that_asks_for_what_no_node_has_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(dispatch, "SCARCE", 0.0)
+    monkeypatch.setattr(scarce, "SCARCE", 0.0)
     caplog.set_level(logging.WARNING)
     flow = Workflow("wide").add_map("each", lambda x: x, num_gpus=8).set_entry_point("each")
     (event,) = await see_waiting(flow, [1, 2, 3])
@@ -107,7 +107,7 @@ async def test_a_node_that_asks_for_what_no_node_has_says_so_once(monkeypatch: p
 async def test_a_node_that_waits_for_what_others_use_is_not_said_to_wait_in_vain(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(dispatch, "SCARCE", 0.0)
+    monkeypatch.setattr(scarce, "SCARCE", 0.0)
     caplog.set_level(logging.WARNING)
     assert await see_waiting(lone(num_gpus=2)) == []
     assert caplog.records == []

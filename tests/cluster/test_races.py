@@ -14,6 +14,7 @@ from cluster.code import RemoteBody, parcel
 from cluster.lane import Lane
 from cluster.opened import Home, Opened
 from cluster.progress import Progress, Watch, answer
+from cluster.started import Owned
 from cluster.wire import PackWire, read_pack
 from cluster.worker import perform_calls
 from engine import BEST, RACE, Event, Member, Team, Workflow
@@ -113,7 +114,13 @@ class Seated(Laned):
             elif not actor.ended:
                 self._tell(self.pool.take_report, report)
 
-        home = Home(None, self._answer, send, fetched, None)  # type: ignore[arg-type]
+        def call(name: str, *given: Any) -> bool | None:
+            if name == "report":
+                return send(name, *given)
+            self.told.append(name)
+            return asyncio.run_coroutine_threadsafe(self.pool.may_go(*given[:2]), self.loop).result(WITHIN)
+
+        home = Home(call, self._answer, send, fetched, None)  # type: ignore[arg-type]
         if pack.kind == "async":
             given = asyncio.run(Lane(home).perform(data, refs))
         else:
@@ -430,6 +437,102 @@ async def test_a_member_that_takes_its_process_along_is_one_failure():
     assert remote.pool.races.seats.statistics() == (2, 0)
     assert len(remote.actors) == 3  # one was started in its place
     assert all(seat.actor is not holding for shelf in remote.pool.races.seats._shelves.values() for seat in shelf.idle)
+
+
+async def cancels_all(x: Any) -> None:
+    await until(lambda: "begun" in seen)
+    for task in asyncio.all_tasks():
+        if isinstance(task, Owned):  # beside the tasks of the test itself
+            task.cancel()
+    await asyncio.Event().wait()
+
+
+async def begins_and_waits(x: Any) -> str:
+    seen.append("begun")
+    if seen.count("begun") == 1:
+        await asyncio.Event().wait()
+    return "done"
+
+
+async def test_a_member_that_another_one_cancelled_is_performed_again_on_a_seat():
+    remote = Seated()
+    run = await end_of(await drive(remote, noded(Team([cancels_all, begins_and_waits]))))
+    assert shown(run) == [(0, "CancelledError: "), (1, "done")]
+    assert (seen, remote.kills, len(remote.lane_packs)) == (["begun", "begun"], 0, 1)
+    assert [(pack.kind, pack.calls[0].ordinal) for actor in remote.actors for pack in actor.packs] == [("async", 1)]
+    await until(remote.at_rest)
+
+
+@pytest.mark.parametrize("members", [True, False])
+async def test_who_loses_its_lane_to_others_again_and_again_has_a_process_for_itself(members: bool):
+    remote = Seated()
+    alone: list[PackWire] = []
+
+    def send(data: bytes, refs: list[Any], resources: Any) -> Any:
+        alone.append(read_pack(data))
+        return remote.loop.create_future()
+
+    remote.send = send  # type: ignore[method-assign]
+    flow = noded(Team([hold_async])) if members else Workflow("lone").add_node("a", hold_async).set_entry_point("a")
+    run = await drive(remote, flow)
+    for lost in range(dispatch.MOVES):
+        await until(lambda lost=lost: seen.count("holds") == lost + 1)  # type: ignore[misc]
+        (flight,) = remote.pool._flights.values()
+        remote.pool._give_up_lane(flight)
+    await until(lambda: alone or remote.actors)
+    assert (remote.kills, len(remote.lane_packs)) == (dispatch.MOVES, dispatch.MOVES)
+    assert (len(remote.actors), [len(pack.calls) for pack in alone]) == ((1, []) if members else (0, [1]))
+    assert run.task is not None
+    run.task.cancel()
+
+
+class Far(Seated):
+    """A cluster whose seats are on another node; so many of them die before they begin."""
+
+    def __init__(self, dying: int) -> None:
+        super().__init__()
+        self.dying = dying
+
+    def is_near(self, place: tuple[str, int] | None) -> bool:
+        return False
+
+    def send_to_member(self, actor: Process, data: bytes, refs: list[Any]) -> Any:
+        if not self.dying:
+            return super().send_to_member(actor, data, refs)
+        self.dying -= 1
+        actor.ended = time.time()
+        dead = self.loop.create_future()
+        dead.cancel()
+        return dead
+
+
+@pytest.mark.parametrize("dying", [0, 1, dispatch.MOVES])
+async def test_a_member_whose_seat_elsewhere_was_gone_before_it_began_is_performed_on_another(dying: int):
+    remote = Far(dying)
+    run = await end_of(await drive(remote, noded(Team([quick]))))
+    assert shown(run) == [(0, "quick")]
+    assert remote.told == ["may_go"]
+    assert len(remote.actors) == dying + 1
+    await until(remote.at_rest)
+
+
+async def test_a_member_whose_seats_are_gone_again_and_again_before_it_began_has_failed():
+    remote = Far(9)
+    run = await end_of(await drive(remote, noded(Team([quick]))))
+    assert shown(run) == [(0, "the worker of step 'panel[0]' was lost: its process died")]
+    assert (remote.dying, remote.told) == (9 - dispatch.MOVES - 1, [])
+    await until(remote.at_rest)
+
+
+async def test_a_member_that_had_begun_when_its_seat_elsewhere_died_has_failed():
+    remote = Far(0)
+    run = await drive(remote, noded(Team([hold])))
+    await until(lambda: seen)
+    remote.actors[0].ended = time.time()
+    remote.actors[0].answers[0].cancel()
+    await end_of(run)
+    assert shown(run) == [(0, "the worker of step 'panel[0]' was lost: its process died")]
+    assert remote.told == ["may_go"]
 
 
 # Results that come after the race.

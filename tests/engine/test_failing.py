@@ -11,6 +11,7 @@ import engine.runtime.step
 from engine import Context, Engine, Event, Limits, Next, Retry, RunHandle, Workflow
 from engine.errors import StepFailed, StepTimedOut, WorkflowError
 from engine.testing.simulate import simulate
+from tests.engine.racing_bodies import cancel_itself
 
 pytestmark = pytest.mark.anyio
 
@@ -480,3 +481,19 @@ async def test_max_concurrency_bounds_the_steps_of_a_run():
         flow.add_node(f"n{i}", body)
     await flow.set_entry_point(*[f"n{i}" for i in range(6)]).execute()
     assert most == [2]
+
+
+# What user code does to its own task.
+
+
+async def test_a_condition_that_cancels_its_own_task_counts_as_false_and_stops_nothing():
+    flow = one(lambda: 1).add_node("b", lambda: 2).add_edge("a", "b", cancel_itself)
+    async with asyncio.timeout(10):
+        handle, events = await stopped(flow)
+    assert (handle.status, handle.output) == ("completed", 1)
+    assert [e.data["target"] for e in events if e.kind == "condition_failed"] == ["b"]
+
+
+async def test_a_body_that_cancels_its_own_task_has_failed():
+    with pytest.raises(StepFailed, match="CancelledError: cancelled by its own code"):
+        await one(cancel_itself).execute()

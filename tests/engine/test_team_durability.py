@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine import BEST, HEDGE, QUORUM, RACE, VOTE, Context, Engine, Event, Next, RunHandle, Team, Workflow
+from engine import BEST, HEDGE, QUORUM, RACE, VOTE, Context, Engine, Event, Next, Retry, RunHandle, Team, Workflow
 from engine.core.state import opened
 from engine.errors import DefinitionError, StepFailed
 from engine.store import open_log
@@ -15,15 +15,11 @@ from engine.testing.crash import check_same, crash_everywhere
 from engine.testing.faults import Crash, Slow
 from engine.testing.medium import MOMENTS
 from engine.testing.simulate import Report, simulate
+from tests.engine.racing_bodies import sleep
 
 pytestmark = pytest.mark.anyio
 
 DIED = "the process that performed it ended"
-
-
-async def sleep(given: Any) -> str:
-    await asyncio.sleep(30)
-    return "overslept"
 
 
 async def quick(given: Any, ctx: Context) -> str:
@@ -398,6 +394,42 @@ async def test_another_strategy_has_to_be_accepted_and_another_pace_has_not():
     assert [r["result"] for r in output[0]] == ["mended"]
 
 
+# What the log says while a team runs.
+
+
+async def begun(engine: Engine, run_id: str, count: int) -> list[str]:
+    """The members that have started, as the log says; returns when there are so many."""
+    async with asyncio.timeout(5):
+        while True:
+            rows = await engine.log.read(await engine.find(run_id))  # type: ignore[union-attr]
+            found = [row.step for row in rows if row.kind == "step_started" and row.step.startswith("panel/1/")]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("strategy", ["always", "async"])
+async def test_who_runs_is_in_the_log_while_nobody_has_ended(strategy: Any):
+    place = f"memory://starts-{strategy}"
+    flow = between(Team([sleep, sleep, Team([sleep])], input_mapper=lambda raw, index: raw), storage=place, checkpoint_strategy=strategy)
+    handle = await Engine(place).start(flow, 1, session_id="s")
+    assert set(await begun(Engine(place), handle.run_id, 4)) == {"panel/1/0", "panel/1/1", "panel/1/2", "panel/1/2/0"}
+    await handle.cancel()
+
+
+async def test_a_race_that_is_over_at_once_is_committed_as_often_as_if_nobody_told_of_starts():
+    writes = [write for write in simulate(race_at_once, 1).writes if write.verb == "write"]
+    assert len(writes) == len([write for write in simulate(plain, 1).writes if write.verb == "write"]) + 1, "the winner, before it is used"
+
+
+def race_at_once() -> Workflow:
+    return between(Team([sleep, quick], strategy=RACE))
+
+
+def plain() -> Workflow:
+    return between(quick)
+
+
 # A log that ends in the middle of a race.
 
 
@@ -463,6 +495,50 @@ async def test_a_quorum_that_was_out_of_reach_before_a_crash_says_the_same_after
         "KeyError: 'later'", "ValueError: cannot take 2", "Stopped: too many others had failed",
     ]  # fmt: skip
     assert await ends(engine) == [("step_stopped", "panel/1/2", DIED)]
+
+
+async def test_a_failure_that_was_committed_is_not_performed_again_after_a_kill():
+    calls: Counter[str] = Counter()
+
+    async def failing(given: Any) -> None:
+        calls["failing"] += 1
+        raise ValueError(f"number {calls['failing']}")
+
+    async def other(given: Any) -> str:
+        await asyncio.sleep(0.01)
+        calls["other"] += 1
+        return f"other {calls['other']}"
+
+    flow = between(Team([failing, other]))
+    engine = await cut(flow, "memory://cut-at-committed-failure", "step_failed", "panel/1/0")
+    handle = await engine.resume("s", flow=flow)
+    assert [r["result"] or r["error"] for r in (await handle.wait())[0]] == ["ValueError: number 1", "other 2"]
+    assert calls == {"failing": 1, "other": 2}
+
+
+async def test_a_retry_that_is_due_after_a_kill_runs_again_who_had_failed_and_keeps_who_had_not():
+    calls: Counter[str] = Counter()
+
+    async def second_time(given: Any, ctx: Context) -> str:
+        calls["failing"] += 1
+        if ctx.attempt == 1:
+            raise ValueError("at first")
+        return f"attempt {ctx.attempt}"
+
+    async def member(given: Any) -> str:
+        calls["member"] += 1
+        return "kept"
+
+    def make() -> Workflow:
+        flow = Workflow("durable").add_node("panel", Team([second_time, member, after(60, 0)], strategy=QUORUM(2), timeout=0.05),
+                                            retry=Retry(2, delay=0))  # fmt: skip
+        return flow.set_entry_point("panel")
+
+    engine = await cut(make(), "memory://cut-at-retry", "step_retrying", "panel/1")
+    calls.clear()
+    handle = await engine.resume("s", flow=make())
+    assert [r["result"] for r in await handle.wait()] == ["kept", "attempt 2"]
+    assert calls == {"failing": 1}
 
 
 async def test_a_winner_that_is_no_member_any_more_has_won_nothing():

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from engine import (
     VOTE,
     Context,
     Engine,
-    Event,
     Member,
     MemberResult,
     Next,
@@ -34,83 +32,16 @@ from engine.errors import (
     StepFailed,
     StepTimedOut,
     TeamTimedOut,
-    WorkflowError,
 )
+from tests.engine.racing_bodies import Gate, boom, counted, giving, hang, setting, shown, stopped
 
 pytestmark = pytest.mark.anyio
-
-
-class Gate:
-    """An async member that counts its starts, and ends when it is let through."""
-
-    def __init__(self, value: Any = "through") -> None:
-        self.started = asyncio.Event()
-        self.release = asyncio.Event()
-        self.calls = 0
-        self.cancelled = 0
-        self.value = value
-
-    async def __call__(self, given: Any) -> Any:
-        self.calls += 1
-        self.started.set()
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return self.value
-
-
-async def hang(given: Any) -> None:
-    await asyncio.Event().wait()
-
-
-async def boom(given: Any) -> None:
-    raise ValueError(f"boom {given}")
-
-
-def giving(value: Any) -> Callable[[Any], Any]:
-    async def body(given: Any) -> Any:
-        return value
-
-    return body
-
-
-def counted(calls: Counter[Any], name: Any, body: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    async def count(given: Any) -> Any:
-        calls[name] += 1
-        value = body(given)
-        return await value if asyncio.iscoroutine(value) else value
-
-    return count
-
-
-def setting(**values: Any) -> Callable[[Any, Context], Any]:
-    async def body(given: Any, ctx: Context) -> Any:
-        ctx.state.update(values)
-        return next(iter(values.values()))
-
-    return body
-
-
-def shown(output: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """Who gave what: the result of a success, the error of a failure."""
-    return [(r["member_index"], r["result"] if r["is_success"] else r["error"]) for r in output]
 
 
 def noded(team: Any, *, storage: Any = None, reducers: Any = None, on_conflict: Any = "warn", **policy: Any) -> Workflow:
     """A workflow of a team and a node behind it."""
     flow = Workflow("teams", storage=storage, reducers=reducers, on_conflict=on_conflict).add_node("panel", team, **policy)
     return flow.add_node("after", lambda x: x).add_edge("panel", "after").set_entry_point("panel")
-
-
-async def stopped(flow: Workflow, value: Any = None) -> tuple[RunHandle, list[Event]]:
-    handle = await Engine(None).start(flow, value)
-    try:
-        await handle.wait()
-    except WorkflowError:
-        pass
-    return handle, [e async for e in handle.events()]
 
 
 # What a workflow sees.
@@ -249,6 +180,26 @@ async def test_reducers_combine_what_members_write():
 async def test_a_conflict_of_members_fails_the_run_where_that_is_asked_for():
     with pytest.raises(StateConflict, match=r"'panel\[0\]' and 'panel\[1\]'"):
         await noded(Team([setting(k=1), setting(k=2)]), on_conflict="error").execute()
+
+
+async def test_a_conflict_inside_of_a_team_in_a_team_names_each_member_once(caplog: pytest.LogCaptureFixture):
+    team = Team([setting(k=1), Team([setting(k=2), setting(k=3)])])
+    with pytest.raises(StateConflict, match=r"than one member of a team.*'panel\[0\]' and 'panel\[1\]\[0\]' and 'panel\[1\]\[1\]'"):
+        await noded(team, on_conflict="error").execute()
+    await noded(team).execute()
+    assert "Members of one team wrote one key, 'k': 'panel[0]', 'panel[1][0]', 'panel[1][1]'; the later one wins" in caplog.messages
+
+
+async def test_a_conflict_of_items_is_one_of_members_where_they_are_of_one_item(caplog: pytest.LogCaptureFixture):
+    async def own(given: int, ctx: Context) -> None:
+        ctx.state[given] = True
+
+    flow = Workflow().add_map("each", Team([own, own])).set_entry_point("each")
+    await flow.execute([1, 2])
+    assert [m.partition(":")[0] for m in caplog.messages] == [f"Members of one team wrote one key, {n}" for n in (1, 2)]
+    caplog.clear()
+    await flow.execute([1, 1])
+    assert [m.partition(":")[0] for m in caplog.messages] == ["Steps of one layer wrote one key, 1"]
 
 
 async def test_in_the_layers_merge_the_members_stand_in_the_place_of_their_team():

@@ -11,21 +11,9 @@ import pytest
 
 from engine import BEST, RACE, Engine, Event, RunHandle, Team, Workflow
 from engine.errors import RunPaused, RunTimedOut, StepFailed, TeamTimedOut
+from tests.engine.racing_bodies import Gate, chain, swallow
 
 pytestmark = pytest.mark.anyio
-
-
-class Gate:
-    """A body that tells when it has begun, and ends when it is let through."""
-
-    def __init__(self) -> None:
-        self.begun = asyncio.Event()
-        self.open = asyncio.Event()
-
-    async def __call__(self, given: Any) -> str:
-        self.begun.set()
-        await self.open.wait()
-        return "through"
 
 
 async def start(team: Team, place: str, **options: Any) -> tuple[Workflow, RunHandle]:
@@ -52,21 +40,6 @@ async def told(handle: RunHandle) -> list[Event]:
     return [event async for event in handle.events()]
 
 
-async def swallow(given: Any) -> str:
-    with suppress(asyncio.CancelledError):
-        await asyncio.Event().wait()
-    return "too late"
-
-
-def chain(*bodies: Any) -> Workflow:
-    inner = Workflow("inner")
-    for number, body in enumerate(bodies):
-        inner.add_node(f"n{number}", body)
-        if number:
-            inner.add_edge(f"n{number - 1}", f"n{number}")
-    return inner.set_entry_point("n0")
-
-
 @pytest.mark.parametrize("nested", [False, True], ids=["function", "workflow"])
 async def test_a_member_whose_input_is_made_when_the_run_pauses_does_not_start(nested: bool):
     mapping, performed = Gate(), Counter[str]()
@@ -79,9 +52,9 @@ async def test_a_member_whose_input_is_made_when_the_run_pauses_does_not_start(n
         return given
 
     flow, handle = await start(Team([chain(body) if nested else body], input_mapper=mapper), f"mapping-{nested}")
-    await mapping.begun.wait()
+    await mapping.started.wait()
     pausing = await begun_to(pause(handle))
-    mapping.open.set()
+    mapping.release.set()
     await pausing
     assert performed == {}
     assert [r["result"] for r in await flow.execute(session_id="s")] == ["through"]
@@ -96,9 +69,9 @@ async def test_a_member_that_is_a_workflow_pauses_between_its_steps():
         return "second"
 
     flow, handle = await start(Team([chain(first, second)]), "inside")
-    await first.begun.wait()
+    await first.started.wait()
     pausing = await begun_to(pause(handle))
-    first.open.set()
+    first.release.set()
     await pausing
     assert performed == {}
     assert [r["result"] for r in await flow.execute(session_id="s")] == ["second"]
@@ -111,9 +84,9 @@ async def test_a_team_in_a_team_starts_nobody_after_a_pause():
         performed["second"] += 1
 
     flow, handle = await start(Team([Team([first, second], max_concurrent=1)]), "inner-team")
-    await first.begun.wait()
+    await first.started.wait()
     pausing = await begun_to(pause(handle))
-    first.open.set()
+    first.release.set()
     await pausing
     assert performed == {}
     await flow.execute(session_id="s")

@@ -1,10 +1,13 @@
 """Teams by the public API, in this process: what each strategy answers, who is stopped, and what a workflow makes of it."""
 
 import asyncio
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,32 +25,16 @@ from engine import (
     Event,
     ExecutionStrategy,
     Member,
-    MemberResult,
     Next,
-    RunHandle,
     Strategy,
     Team,
     Workflow,
 )
-from engine.errors import DefinitionError, InvalidGraph, MemberFailed, StepTimedOut, TeamTimedOut, WorkflowError
+from engine.errors import DefinitionError, InvalidGraph, MemberFailed, StepTimedOut, TeamTimedOut
+from engine.runtime.clock import SystemClock
+from tests.engine.racing_bodies import Gate, boom, cancel_itself, giving, hang, shown, stopped, told
 
 pytestmark = pytest.mark.anyio
-
-
-class Hang:
-    """An async body that never ends by itself, and knows what was done to it."""
-
-    def __init__(self) -> None:
-        self.started = asyncio.Event()
-        self.cancelled = 0
-
-    async def __call__(self, given: Any) -> None:
-        self.started.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
 
 
 @dataclass
@@ -58,43 +45,9 @@ class Answer:
     cost: int
 
 
-async def hang(given: Any) -> None:
-    await asyncio.Event().wait()
-
-
-async def boom(given: Any) -> None:
-    raise ValueError(f"boom {given}")
-
-
-def giving(value: Any) -> Callable[[Any], Any]:
-    async def body(given: Any) -> Any:
-        return value
-
-    return body
-
-
-def told(results: list[MemberResult]) -> list[tuple[int, Any]]:
-    """Who gave what: the result of a success, the error of a failure."""
-    return [(r.member_index, r.result if r.is_success else r.error) for r in results]
-
-
-def shown(output: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """The same of a team's output as a node."""
-    return [(r["member_index"], r["result"] if r["is_success"] else r["error"]) for r in output]
-
-
 def noded(team: Any, **policy: Any) -> Workflow:
     return Workflow("teams", storage=policy.pop("storage", None), **{k: policy.pop(k) for k in ("reducers", "on_conflict") if k in policy}
                     ).add_node("panel", team, **policy).set_entry_point("panel")  # fmt: skip
-
-
-async def stopped(flow: Workflow, value: Any = None) -> tuple[RunHandle, list[Event]]:
-    handle = await Engine(None).start(flow, value)
-    try:
-        await handle.wait()
-    except WorkflowError:
-        pass
-    return handle, [e async for e in handle.events()]
 
 
 def of_members(events: list[Event], *kinds: str) -> list[tuple[str, int]]:
@@ -137,6 +90,22 @@ def test_what_a_team_cannot_be_made_of_is_refused_at_once(options: dict[str, Any
         Team([boom], **options)
 
 
+@pytest.mark.parametrize(("make", "advice"), [
+    (lambda: Team(boom), r"must be a list, not <function boom.*>: write Team\(\[boom, \.\.\.\]\)"),
+    (lambda: Team(boom, hang), r"write Team\(\[boom, \.\.\.\]\)"),
+    (lambda: Team("ab"), "must be a list of bodies, not the text 'ab'"),
+    (lambda: Team([boom], RACE), r"write Team\(members, strategy=RACE\)"),
+    (lambda: Team([boom], strategy="race"), r"pass ALL, RACE, HEDGE\(delay\), QUORUM\(k\), VOTE or BEST\(judge\)"),
+    (lambda: Team([boom], strategy=QUORUM(2)), "needs 2 successes of its 1 member$"),
+    (lambda: Workflow().add_node("a", Member(boom)), "node 'a': a Member stands in a Team only"),
+    (lambda: Workflow().add_node("a", RACE), r"node 'a': a strategy is no body: write Team\(members, strategy"),
+    (lambda: Workflow().add_node("a", 5), "5 is no body: .*or a Team"),
+])  # fmt: skip
+def test_what_is_mistaken_for_a_team_or_a_part_of_one_is_refused_with_what_to_write(make: Callable[[], Any], advice: str):
+    with pytest.raises(DefinitionError, match=advice):
+        make()
+
+
 @pytest.mark.parametrize("options", [{"timeout": -1}, {"num_cpus": -1}, {"resources": {"": 1}}])
 def test_what_a_member_cannot_have_is_refused_with_its_place(options: dict[str, Any]):
     with pytest.raises(DefinitionError, match="team 'Team', member 1"):
@@ -156,7 +125,7 @@ async def test_the_problems_of_a_workflow_tell_of_members_that_are_no_body_and_s
     flow = noded(Team([giving(1), 5, str], "crew"))
     problems = [(p.text, p.where, p.warning) for p in flow.problems()]
     assert problems == [
-        ("in node 'panel': member crew[1]: not executable: 5 is no body: pass a function, an object with run(), or a Workflow",
+        ("in node 'panel': member crew[1]: not executable: 5 is no body: pass a function, an object with run(), a Workflow or a Team",
          "panel/crew[1]", True),
         ("in node 'panel': member crew[2]: not executable: str is a class; pass an instance", "panel/crew[2]", True),
     ]  # fmt: skip
@@ -275,6 +244,15 @@ async def test_a_mapper_cannot_change_what_the_next_member_gets():
     assert told(await Team([lambda x: x, lambda x: x], input_mapper=mapper).run([9])) == [(0, [9, 0]), (1, [9, 1])]
 
 
+async def test_a_mapper_that_cancels_its_own_task_fails_its_member_alone():
+    async def mapper(raw: Any, index: int) -> Any:
+        return raw if index else await cancel_itself()
+
+    async with asyncio.timeout(5):
+        results = await Team([giving(1), giving(2)], input_mapper=mapper).run(timeout=60)
+    assert told(results) == [(0, "Input mapping failed: CancelledError: cancelled by its own code"), (1, 2)]
+
+
 async def test_a_race_is_won_while_a_mapper_still_maps():
     async def mapper(raw: Any, index: int) -> Any:
         return await hang(raw) if index == 0 else raw
@@ -327,7 +305,7 @@ async def test_everybody_may_fail_under_all():
 
 
 async def test_a_limit_turns_the_unfinished_into_failures_and_keeps_the_rest():
-    slow = Hang()
+    slow = Gate()
     results = await Team([giving(1), slow, boom], timeout=0.05).run(7)
     assert told(results) == [(0, 1), (1, "Timed out after 0.05 s"), (2, "ValueError: boom 7")]
     assert slow.cancelled == 1
@@ -395,7 +373,7 @@ async def test_a_race_always_has_exactly_one_result(repeat: int):
 
 
 async def test_the_first_success_wins_and_the_others_are_stopped():
-    slow = [Hang(), Hang()]
+    slow = [Gate(), Gate()]
 
     async def quick(x: Any) -> str:
         await asyncio.gather(*(s.started.wait() for s in slow))
@@ -447,7 +425,7 @@ async def test_thirty_races_of_one_team_at_once_stay_separate():
 
 
 async def test_the_record_says_how_long_each_loser_took():
-    slow = Hang()
+    slow = Gate()
 
     async def quick(x: Any) -> str:
         await slow.started.wait()
@@ -464,7 +442,7 @@ async def test_the_record_says_how_long_each_loser_took():
 
 
 async def test_a_run_ends_only_when_its_losers_have_stopped():
-    slow = Hang()
+    slow = Gate()
 
     async def quick(x: Any) -> str:
         await slow.started.wait()
@@ -561,7 +539,7 @@ async def test_a_hedge_starts_the_next_member_as_soon_as_the_one_before_it_fails
 
 
 async def test_a_hedge_starts_the_next_member_after_its_delay():
-    slow = Hang()
+    slow = Gate()
     assert told(await Team([slow, giving("won"), giving("spare")], strategy=HEDGE(0.02)).run()) == [(1, "won")]
     assert slow.cancelled == 1
 
@@ -606,7 +584,7 @@ async def test_a_quorum_is_the_first_successes_in_their_order():
 
 
 async def test_a_quorum_out_of_reach_stops_at_once():
-    slow = Hang()
+    slow = Gate()
 
     async def fail(x: Any) -> None:
         await slow.started.wait()
@@ -622,6 +600,18 @@ async def test_a_quorum_out_of_reach_starts_nobody_any_more():
     team = Team([boom, boom, lambda: ran.append(1)], strategy=QUORUM(2), max_concurrent=1)
     assert told(await team.run(1))[2] == (2, "Never started: too many others had failed")
     assert ran == []
+
+
+async def test_a_hedge_whose_delay_ends_between_two_looks_at_the_clock_starts_the_next_member():
+    class Late(SystemClock):
+        def monotonic(self) -> float:
+            return {"_stand": 0.9, "_change": 1.1}.get(sys._getframe(1).f_code.co_name, 0.0)  # too early; the delay of 1 s is over
+
+    flow = noded(Team([hang, giving("second")], strategy=HEDGE(1)))
+    handle = await Engine(None).start(flow)
+    handle._remote._conductor.driver.ledger.clock = Late()  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        assert shown(await handle.wait()) == [(1, "second")]
 
 
 # VOTE.
@@ -646,6 +636,21 @@ async def test_a_vote_takes_what_was_cast_within_its_limit():
 
 async def test_a_vote_in_which_all_fail_has_each_ones_error():
     assert told(await Team([boom, hang], strategy=VOTE).run(1, timeout=0.05)) == [(0, "ValueError: boom 1"), (1, "Timed out after 0.05 s")]
+
+
+async def test_members_that_jump_vote_for_where_they_jump():
+    def to(*given: Any) -> Callable[[], Next]:
+        return lambda: Next(*given)
+
+    async def where(*members: Any) -> Any:
+        (result,) = await Team(members, strategy=VOTE).run(1)
+        return result.member_index
+
+    assert await where(to("approve"), to("reject"), to("reject")) == 1
+    assert await where(giving(None), to("reject"), to("reject")) == 1
+    assert await where(to("x", 1), to("x", 2), to("x", 2)) == 1
+    assert await where(to("x"), to("x", Next.none), to("x", Next.none)) == 1
+    assert await where(to("x", {"a": 1}), to("y", {"a": 1}), giving({"a": 1}), to("y", {"a": 1})) == 1
 
 
 # BEST.
@@ -678,6 +683,20 @@ async def test_a_judge_that_raises_fails_that_member_alone():
     assert isinstance(results[0].exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+async def test_a_judge_that_cancels_its_own_task_has_failed(timeout: float | None):
+    async with asyncio.timeout(5):
+        results = await Team([giving(1), giving(2)], strategy=BEST(cancel_itself)).run(timeout=timeout)
+    assert told(results) == [(i, "Judge failed: CancelledError: cancelled by its own code") for i in range(2)]
+
+
+@pytest.mark.parametrize("storage", [None, "memory://odd-scores"])
+@pytest.mark.parametrize("score", [Decimal("sNaN"), Decimal("NaN"), Fraction(1, 2), complex(1, 1)])
+async def test_a_score_that_cannot_be_compared_or_kept_fails_that_member_alone(score: Any, storage: str | None):
+    team = Team([giving(1), giving(2)], strategy=BEST(lambda r: score if r == 2 else 0))
+    assert shown(await noded(team, storage=storage).execute()) == [(0, 1)]
+
+
 async def test_scores_may_be_numbers_that_no_float_can_hold():
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: 10**400 + r)).run()) == [(1, 2)]
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: float("inf") if r == 2 else 10**400)).run()) == [(1, 2)]
@@ -703,6 +722,22 @@ async def test_a_judge_may_edit_what_it_looks_at_without_harm():
         return len(result)
 
     assert told(await Team([giving([1]), giving([1, 2])], strategy=BEST(judge)).run()) == [(1, [1, 2])]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_judge_is_given_the_jump_of_a_member_that_jumps(asynchronous: bool):
+    seen: list[Any] = []
+
+    def judge(result: Any) -> float:
+        seen.append((result.node, result.input) if isinstance(result, Next) else result)
+        return len(seen)
+
+    async def later(result: Any) -> float:
+        return judge(result)
+
+    jumps: list[Any] = [lambda: Next("x", [1]), giving(2), lambda: Next("y"), lambda: Next("z", Next.none)]
+    await Team(jumps, strategy=BEST(later if asynchronous else judge)).run()
+    assert sorted(seen, key=str) == sorted([("x", [1]), 2, ("y", None), ("z", Next.none)], key=str)
 
 
 async def test_the_best_of_the_first_two():

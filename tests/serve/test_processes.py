@@ -41,6 +41,28 @@ flow = (Workflow("w", max_concurrency=1).add_node("list", lambda n: list(range(n
         .add_edge("list", "work").add_edge("work", "sum").set_entry_point("list"))
 shouting = Workflow("s").add_node("shout", shout).set_entry_point("shout")
 """
+DEAF = """
+import asyncio, time
+from engine import RACE, Team, Workflow
+
+async def deaf(x):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+async def threaded(x):
+    await asyncio.to_thread(time.sleep, 60)
+
+async def quick(x):
+    await asyncio.sleep(0.05)
+    return "won"
+
+flow = Workflow("deaf").add_node("race", Team([deaf, quick], strategy=RACE)).set_entry_point("race")
+threads = Workflow("threads").add_node("race", Team([threaded, quick], strategy=RACE)).set_entry_point("race")
+"""
 GECKO = [sys.executable, "-c", "from serve.cli import main; main()"]
 
 
@@ -95,6 +117,16 @@ def blocked(gecko: Started) -> subprocess.Popen[str]:
 
 def performed() -> Counter[int]:
     return Counter(map(int, Path("done.txt").read_text().split()))
+
+
+@pytest.mark.parametrize("name", ["flow", "threads"])
+def test_the_command_does_not_wait_for_a_loser_that_does_not_stop(gecko: Started, name: str):
+    Path("deaf.py").write_text(DEAF)
+    begun = time.monotonic()
+    status, out, err = gecko.end("run", f"deaf.py:{name}", "--session", "s")
+    assert (status, json.loads(out)[0]["result"]) == (0, "won")
+    assert time.monotonic() - begun < 30
+    assert "left behind: a body that was stopped and goes on all the same" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

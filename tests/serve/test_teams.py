@@ -77,7 +77,8 @@ def test_validate_names_the_teams_and_warns_of_a_member_that_is_no_body(gecko: G
         "team 'in/deep': RACE of 2: fast, slow",
         "team 'each': HEDGE(60) of 2: fast, slow",
         "team 'many': ALL of 22: fast, fast, fast, fast, fast, fast, 16 more",
-        "warning: in node 'many': member many[21]: not executable: 7 is no body: pass a function, an object with run(), or a Workflow",
+        "warning: in node 'many': member many[21]: not executable: 7 is no body: pass a function, an object with run(), a Workflow or a "
+        "Team",
     ]
     told = json.loads(gecko("validate", "teams.py:flow", "--json").out)
     assert (told["valid"], told["teams"]["race"]) == (True, "RACE of 3: fast, slow, fail")

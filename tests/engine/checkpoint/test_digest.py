@@ -158,15 +158,17 @@ async def test_what_was_skipped_or_stood_in_for_is_no_letter(place: str):
     assert [letter.node for letter in digest_of(key, rows).letters()] == ["d"]
 
 
-@pytest.mark.anyio
-async def test_who_submitted_a_run_and_how_is_told_by_its_first_event():
+def test_who_submitted_a_run_and_how_is_told_by_its_first_event():
     key = RunKey("w", "s", 1)
     digest = RunDigest(key, coordinator="c-1")
-    told = {"owner": "key-1", "tenant": "t", "labels": {"team": "a"}, "priority": 5, "environment": "e", "target": "p:f"}
-    digest.take([Row(1, 1e9, "run_started", info=encode(told))])
+    told = {"owner": "key-1", "tenant": "t", "labels": {"team": "a"}, "priority": 5, "set": "e", "cwd": "somewhere"}
+    error = encode({"error": {"type": "ValueError", "message": "bad", "traceback": ""}})
+    digest.take([Row(1, 1e9, "run_started", info=encode({"submission": told, "target": "p:f"}))])
     entry = digest.entry()
     assert (entry.owner, entry.tenant, entry.labels, entry.priority) == ("key-1", "t", {"team": "a"}, 5)
     assert (entry.environment, entry.target, entry.coordinator, entry.status, entry.finished_at) == ("e", "p:f", "c-1", "running", None)
+    digest.take([Row(2, 1e9, "step_failed", "a", "a/1", info=error), Row(3, 1e9, "run_failed", info=error)])
+    assert [letter.tenant for letter in digest.letters()] == ["t"], "a tenant's dead letters are its own"
 
 
 def test_what_is_kept_of_errors_is_bounded():

@@ -4,9 +4,11 @@ import pickle
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.core.events import DURABLE, STATUS_AFTER, TRANSIENT, Event, check_seq
-from engine.core.ids import check_name, make_run_id, make_step_id
+from engine.core.ids import check_name, make_run_id, make_step_id, split_run_id
 from engine.core.registry import near, unknown
 from engine.core.run import Status
 
@@ -19,6 +21,29 @@ def test_no_two_runs_share_an_id_whatever_their_workflows_are_called():
     assert make_run_id("flow.a", "s", 1) == "flow%2Ea.s.1"
     assert make_run_id("flow%2Ea", "s", 1) == "flow%252Ea.s.1"
     assert make_run_id("flow", "a.s", 1) == "flow.a.s.1"
+
+
+names = st.text(st.characters() | st.sampled_from(".%2E5"), min_size=1, max_size=30).filter(lambda name: check_name(name, "a name") is None)
+
+
+@given(names, names, st.integers(1, 10**18 - 1))
+def test_a_runs_id_is_taken_apart_into_what_it_was_made_of(workflow, session, n):
+    assert split_run_id(make_run_id(workflow, session, n)) == (workflow, session, n)
+
+
+@pytest.mark.parametrize("session", ["a", "a.b", "..a", "a..", ".1", "1.2.3", "a.s.1", "%2E", "x%25"])
+@pytest.mark.parametrize("workflow", ["w", "w.v", "w.", ".w", "w%2Ev", "%", "1.1"])
+def test_dots_and_percents_of_names_survive_in_an_id(workflow, session):
+    assert split_run_id(make_run_id(workflow, session, 7)) == (workflow, session, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "w", "w.s", "w.1", ".s.1", "w..1", "w.s.", "w.s.0", "w.s.01", "w.s.-1", "w.s.+1", "w.s.1_0", "w.s. 1", "w.s.x",
+     "w.s.\u0661", "w.s.\u00b2", "w.s.1.0", f"w.s.{'9' * 5000}"],
+)  # fmt: skip
+def test_a_text_that_is_no_runs_id_is_not_taken_apart(text):
+    assert split_run_id(text) is None
 
 
 def test_a_steps_id_is_run_node_and_pass_and_an_item_adds_its_ordinal():

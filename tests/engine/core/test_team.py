@@ -378,21 +378,39 @@ def test_a_strategy_reads_as_people_write_it():
 
 @pytest.mark.parametrize("need", [0, -1, True, 1.5, "2"])
 def test_a_number_of_successes_is_a_whole_number_from_1(need: Any):
-    with pytest.raises(DefinitionError, match="a number of successes from 1") as caught:
+    with pytest.raises(DefinitionError, match=r"^QUORUM\(k\): how many successes are needed must be a whole number from 1, not ") as caught:
         QUORUM(need)
-    assert (caught.value.where, isinstance(caught.value, ValueError)) == ("need", True)
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(DefinitionError, match="a number of successes from 1") as caught:
+        Strategy(need)
+    assert caught.value.where == "need"
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), None, "soon"])
 def test_a_delay_is_a_number_of_seconds(delay: Any):
-    with pytest.raises(DefinitionError, match="stagger"):
+    with pytest.raises(DefinitionError, match=r"^HEDGE\(delay\): the delay must be a number of seconds, 0 or more, not "):
         HEDGE(delay)
+    with pytest.raises(DefinitionError, match="stagger"):
+        Strategy(1, delay)
 
 
 @pytest.mark.parametrize("pick", ["best", 3])
 def test_what_picks_is_a_vote_or_a_judge(pick: Any):
     with pytest.raises(DefinitionError, match="neither 'vote' nor a judge"):
         Strategy(pick=pick)
+    with pytest.raises(DefinitionError, match=r"^BEST\(judge\): the judge must be a function of one result, not "):
+        BEST(pick)
+
+
+@pytest.mark.parametrize("judge", [None, RACE])
+def test_a_judge_is_a_function(judge: Any):
+    with pytest.raises(DefinitionError, match=r"BEST\(judge\): the judge must be a function"):
+        BEST(judge)
+
+
+def test_a_strategy_that_is_called_says_where_it_goes():
+    with pytest.raises(DefinitionError, match=r"RACE is a strategy as it is, and is not called: write Team\(members, strategy=RACE\)"):
+        RACE()
 
 
 # Results and members as values.

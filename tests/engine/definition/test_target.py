@@ -8,7 +8,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from engine.definition.target import FILE_MODULES, load_target, loaded_from_file, module_name, split_target
+from engine.definition.target import FILE_MODULES, load_target, load_targets, loaded_from_file, module_name, split_target
 from engine.errors import DefinitionError, InvalidDocument, UnknownName
 
 FLOW = """
@@ -45,6 +45,16 @@ def test_a_file_gives_its_workflow_which_knows_where_it_is():
 def test_a_file_with_one_workflow_needs_no_name():
     write("one.py", FLOW + "again = flow\n")
     assert load_target("one.py").name == "one"
+
+
+def test_a_file_named_without_a_name_gives_all_its_workflows():
+    file = write("two.py", FLOW + "other = Workflow('two').add_node('a', lambda x: x).set_entry_point('a')\n")
+    found = load_targets("two.py")
+    assert [(flow.name, flow.target) for flow in found] == [("one", f"{file.resolve()}:flow"), ("two", f"{file.resolve()}:other")]
+    assert load_targets("two.py:other") == [found[1]]
+    write("none.py", "")
+    with pytest.raises(DefinitionError, match="no Workflow is in"):
+        load_targets("none.py")
 
 
 def test_a_module_is_found_in_the_working_directory_and_in_its_packages():

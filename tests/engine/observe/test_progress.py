@@ -190,6 +190,28 @@ async def test_the_error_of_a_run_that_was_stopped_says_how_many_steps_succeeded
         await handle.wait()
 
 
+@pytest.mark.parametrize(("stop", "ended"), [
+    ([], 2),  # killed
+    ([("step_stopped", "p/1/3", {"reason": "cancelled"}), ("run_timed_out", "", {})], 2),
+    ([("step_failed", "p/1", {"error": {}}), ("run_failed", "", {})], 1),
+])  # fmt: skip
+def test_members_that_a_resumed_run_starts_again_have_not_ended(stop: list[tuple[str, str, dict[str, Any]]], ended: int):
+    members = [("step_started", f"p/1/{i}", {"member": "m"}) for i in range(5)]
+    told_before = [
+        ("run_started", "", {}), ("step_started", "p/1", {"members": 5}), *members,
+        ("step_succeeded", "p/1/0", {}), ("step_failed", "p/1/1", {"reason": "no luck"}), *stop, ("run_resumed", "", {}),
+        ("step_started", "p/1", {"members": 5}),
+    ]  # fmt: skip
+    events = [event(i, kind, "p" if step else "", step, **data) for i, (kind, step, data) in enumerate(told_before, 1)]
+    progress = told(*events, nodes=("p",))
+    assert f"p {ended}/5 members" in progress.line(1050.0)
+    for i in (2, 3):
+        progress.take(event(50 + i, "step_started", "p", f"p/1/{i}", member="m"))
+    assert f"p {ended}/5 members" in progress.line(1060.0)
+    progress.take(event(60, "step_succeeded", "p", "p/1/2"))
+    assert f"p {ended + 1}/5 members" in progress.line(1070.0)
+
+
 @pytest.mark.anyio
 async def test_a_resumed_run_counts_what_succeeded_before_it_was_paused():
     gate, engine = Gate(), Engine("memory://counted-resumed")

@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,18 +19,53 @@ from engine.core.graph import Node
 from engine.core.history import Window
 from engine.errors import StepFailed
 from engine.runtime.bind import bind
-from engine.runtime.inline import AHEAD, THREADS, TURN, InlineExecutor, Threads
+from engine.runtime.inline import AHEAD, THREADS, TURN, Idle, InlineExecutor, Threads
 from engine.runtime.step import Call, Moment, Outcome
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_threads_are_reused_once_they_are_idle():
-    threads = Threads(4)
+    threads = Threads(4, Idle())
     names = []
     for _ in range(5):
         names.append(await threads.perform(threading.get_ident))
     assert len(set(names)) == 1
+
+
+async def test_runs_share_the_threads_that_are_idle():
+    idle, names = Idle(), set()
+    for _ in range(5):
+        names.add(await Threads(4, idle).perform(threading.get_ident))
+    assert len(names) == 1
+
+
+async def test_runs_one_after_the_other_leave_no_thread_each():
+    flow = Workflow("sync").add_node("a", lambda x: x).set_entry_point("a")
+    await flow.execute(1)
+    before = threading.active_count()
+    for number in range(20):
+        await flow.execute(number)
+    assert threading.active_count() <= before
+
+
+FORKING = """
+import os, signal
+from engine import Workflow
+flow = Workflow("sync").add_node("a", lambda x: x + 1).set_entry_point("a")
+assert flow.run_sync(1) == 2
+pid = os.fork()
+if not pid:
+    signal.alarm(10)
+    os._exit(0 if flow.run_sync(2) == 3 else 1)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_performs_sync_bodies_on_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_no_more_threads_than_the_size_run_at_once():
@@ -124,10 +161,11 @@ class Held(queue.SimpleQueue[Any]):
 
 
 async def test_a_thread_that_has_taken_work_and_not_begun_it_keeps_no_other_waiting():
-    threads = Threads(2)
+    idle = Idle()
+    threads = Threads(2, idle)
     assert await threads.perform(lambda: "warm") == "warm"
-    held = threads._work = Held()
-    threads._threads = 0  # the warm one waits at the old queue
+    held = idle._work = Held()
+    idle._threads = 0  # the warm one waits at the old queue
     first = threads.perform(lambda: "first")
     held.taken.wait(5)
     assert await asyncio.wait_for(threads.perform(lambda: "second"), 5) == "second"

@@ -412,7 +412,7 @@ def test_a_place_is_opened_once_whatever_it_is_called(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("sqlite:///x.db", "SQL storage is not part of this version"),
+        ("s3://bucket/x", "object storage is not part of this version"),
         ("ftp://x", "known are file:///path"),
         ("file://host/path", "three slashes"),
         ("file:///path?sync=0", "unknown option 'sync'"),

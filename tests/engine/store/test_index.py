@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.records import DeadLetter, LetterQuery, Records, RunEntry, RunQuery
 from engine.store import index, open_log, open_records
 from engine.store.index import RunIndex, catch_up, rebuild
 from engine.workflow import Workflow
+from tests.databases import postgres_database
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +86,29 @@ def index_of(place: str) -> Records:
     from engine.store.records import SqlRecords
 
     return SqlRecords(Database(read_address(f"sqlite:///{place}/records.db")))
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/runs.db"
+        return
+    with postgres_database(request.getfixturevalue("service")("postgres")) as url:
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.services)], indirect=True)
+async def test_runs_in_a_database_have_their_index_beside_them(database: str):
+    log, records = open_log(database), open_records(database)
+    await record(database, "good", same, "one", "two")
+    await record(database, "bad", fail, "one")
+    done = await rebuild(log, records)
+    assert (done.runs, done.letters, done.damaged) == (3, 1, ())
+    assert await catch_up(log, records) == 0
+    assert [entry.run_id for entry in (await listing(records))[0]] == ["bad.one.1", "good.one.1", "good.two.1"]
+    await records.close()
+    await log.close()
 
 
 async def test_damaged_logs_are_left_out_and_named(tmp_path: Path):

@@ -107,7 +107,6 @@ async def test_records_of_a_newer_format_are_refused_with_both_numbers(database_
     records = another(database_url)
     await records.put_runs([run()])
     await records._database.do(lambda connection: connection.execute(sa.text(f"UPDATE {VERSIONS} SET version_num = '0099'")))
-    await records.close()
     later = another(database_url)
     with pytest.raises(UnknownFormat, match=rf"format 99, .* up to {newest()}: use the newer version .* or name another place"):
         await later.get_run("flow.a.1")

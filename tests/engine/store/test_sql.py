@@ -15,9 +15,11 @@ from sqlalchemy import delete, text, update
 
 from engine.errors import ConfigurationError, CorruptCheckpoint, LeaseLost, RunBusy, RunNotFound, StoreUnavailable, UnknownFormat
 from engine.ports import Row, RunKey
-from engine.store import is_relative, open_log, transactions
+from engine.records import RunQuery
+from engine.store import is_relative, open_log, open_records, transactions
 from engine.store.alive import is_gone, mark_of
 from engine.store.database import Database, read_address
+from engine.store.index import rebuild
 from engine.store.sql import SqlLog
 from engine.store.tables import BATCHES, FORMATS, RUNS
 
@@ -282,6 +284,23 @@ async def test_tables_are_made_once_by_many_at_once_and_beside_those_of_others(o
     await change(logs[0], text("INSERT INTO mine VALUES (1)"))
     for log, claim in zip(logs, claims, strict=True):
         await log.release(claim)
+
+
+@pytest.mark.anyio
+async def test_the_log_and_the_records_of_runs_share_a_database(url: str, other: Others) -> None:
+    log = other()
+    for session, kind in (("a", "run_completed"), ("b", "note")):
+        claim = await log.claim(RunKey("w", session, 1))
+        await log.append(claim, [row(1, "run_started"), row(2, kind)])
+        await log.release(claim)
+    records = open_records(f"{url}{'&' if '?' in url else '?'}lease=5")
+    try:
+        found = await rebuild(log, records)
+        assert (found.runs, found.damaged) == (2, ())
+        assert [entry.run_id for entry in (await records.list_runs(RunQuery(sort="run_id"))).items] == ["w.a.1", "w.b.1"]
+        assert len(await log.scan()) == 2
+    finally:
+        await records.close()
 
 
 @pytest.mark.anyio
