@@ -275,7 +275,7 @@ class Context:
 
     def __init__(
         self, scene: Scene, base: Mapping[Any, Any], window: Window, node: str, step_id: str, attempt: int = 1,
-        step_input: Any = None, off_loop: Callable[[Callable[[], Any]], Any] | None = None,
+        off_loop: Callable[[Callable[[], Any]], Any] | None = None,
     ) -> None:  # fmt: skip
         """Made by the engine, once for each attempt."""
         self._scene = scene
@@ -284,7 +284,7 @@ class Context:
         self.node = node
         self.step_id = step_id
         self.attempt = attempt
-        self._step_input = step_input
+        self._step_input: Any = None
         self._off_loop = off_loop
         """Performs a sync function off the event loop; None where the body is on none."""
         self._view: View | None = None

@@ -207,7 +207,7 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 def _context(call: Call, moment: Moment, off_loop: OffLoop | None = None) -> Context:
-    return Context(moment.scene, moment.state, call.window, call.node.name, call.step_id, call.attempt, None, off_loop)
+    return Context(moment.scene, moment.state, call.window, call.node.name, call.step_id, call.attempt, off_loop)
 
 
 def _given(binding: Any, call: Call, ctx: Context | None) -> Any:
