@@ -27,6 +27,7 @@ from engine.errors import NotStorable
 from engine.local import inside_step
 from engine.runtime.bulk import encoded
 from engine.runtime.inline import Threads
+from engine.runtime.raised import told
 from engine.runtime.step import Call, Moment, OffLoop, Outcome, attempt, combined, judged, out_of_time
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Lane:
         except asyncio.CancelledError as error:
             if mine.unwanted:
                 raise
-            outcome = unopened(wire, error)
+            outcome = unopened(wire, told(error))
         except KeyboardInterrupt as error:  # the body's own: nothing interrupts a lane
             outcome = unopened(wire, error)
         if mine.unwanted:  # it ended after all: its stop is not told while anything of it goes on

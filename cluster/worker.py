@@ -18,6 +18,7 @@ from cluster.progress import Progress, answer, outcome_wire, unopened, watch
 from cluster.wire import CallWire, PackWire, read_pack, to_wire
 from engine.errors import StepTimedOut
 from engine.local import inside_step
+from engine.runtime.raised import told as own
 from engine.runtime.step import Call, Moment, Outcome, attempt, attempt_now, out_of_time
 
 
@@ -161,7 +162,7 @@ async def async_chain(ready: Opened, progress: Progress) -> None:
             if told:
                 raise
             outcome = Outcome(call, time.time())
-            outcome.error = error
+            outcome.error = own(error)
             return outcome
 
     main = threading.current_thread() is threading.main_thread()

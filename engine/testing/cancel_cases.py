@@ -53,8 +53,8 @@ def members() -> Workflow:
     return Workflow("members").add_node("team", Team([cancel_itself, later, Member(cancel_itself, timeout=30)])).set_entry_point("team")
 
 
-_LOST = {"result": None, "error": "CancelledError: ", "is_success": False}
-_ERROR = ("StepFailed", "CancelledError", "'cancel'", "attempt 1", "CancelledError")
+_LOST = {"result": None, "error": "CancelledError: cancelled by its own code", "is_success": False}
+_ERROR = ("StepFailed", "CancelledError", "'cancel'", "attempt 1", "CancelledError: cancelled by its own code")
 
 CANCEL_CASES: tuple[Case, ...] = (
     Case("own task cancelled", alone, 3, status="failed", error=_ERROR, kinds={"step_started": 1, "step_failed": 1, "step_stopped": 0}),

@@ -17,6 +17,7 @@ from engine.core.run import Answer, Apply, Ask
 from engine.core.state import Combine
 from engine.runtime.asking import ask, reduce
 from engine.runtime.bind import Binding
+from engine.runtime.raised import told
 from engine.runtime.step import Call, Moment, Outcome, attempt
 from engine.testing.clock import VirtualLoop
 from engine.testing.faults import Blow, Oracle
@@ -145,7 +146,7 @@ class SimulatedExecutor:
             while me.cancelling():
                 me.uncancel()
             outcome = Outcome(call, started)
-            outcome.error = error
+            outcome.error = told(error)
             return outcome
 
     def _slowed(self, call: Call, blow: Blow) -> Call:
