@@ -74,6 +74,8 @@ class Started:
         return any(ident in frames and not _is_idle(frames[ident]) for ident in living)
 
 
+NOBODY = Started()
+"""Stands for no call, where a thread is a call's and what it starts now is not."""
 calling: ContextVar[Started | None] = ContextVar("gecko_calling", default=None)
 """The call of this lane whose code runs."""
 _of_thread: "WeakKeyDictionary[threading.Thread, Started]" = WeakKeyDictionary()
@@ -82,7 +84,10 @@ _of_thread: "WeakKeyDictionary[threading.Thread, Started]" = WeakKeyDictionary()
 
 def current() -> Started | None:
     """Return the call whose code runs."""
-    return calling.get() or _of_thread.get(threading.current_thread())
+    mine = calling.get()
+    if mine is NOBODY:
+        return None
+    return mine or _of_thread.get(threading.current_thread())
 
 
 class Owned(asyncio.Task[Any]):
@@ -184,7 +189,7 @@ def _perform(self: Idle, function: Any, loop: asyncio.AbstractEventLoop, future:
 
 def _beside_calls(function: Any) -> Any:
     """Do something that starts threads which are nobody's."""
-    token = calling.set(None)
+    token = calling.set(NOBODY)
     try:
         return function()
     finally:

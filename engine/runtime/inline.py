@@ -50,9 +50,15 @@ class Idle:
             self._busy += 1
             grow = self._busy > self._threads
             self._threads += grow
-        self._work.put((function, loop, future))
         if grow:
-            threading.Thread(target=self._serve, name="gecko-body", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, name="gecko-body", daemon=True).start()
+            except RuntimeError:  # the system has no thread to spare
+                with self._lock:
+                    self._busy -= 1
+                    self._threads -= 1
+                raise
+        self._work.put((function, loop, future))
 
     def _serve(self) -> None:
         while True:

@@ -3,8 +3,6 @@
 import asyncio
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from engine.core.routing import ABSENT, Next
@@ -55,11 +53,13 @@ class Seat:
         return value_of(self.outcome), None if jump is None else (jump.node, jump.sent is not ABSENT)
 
 
-def is_score(value: Any) -> bool:
-    """Tell whether a judge's answer is a number that can be compared, and kept."""
+def score_of(value: Any) -> Any:
+    """Return a judge's answer as a number that can be kept, and compared with any other; None for what is none."""
+    if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "size", 0) == 1:
+        value = value.item()  # numbers of arrays do not compare with all others
     if isinstance(value, Decimal):
-        return not value.is_nan()  # one that signals could not even be compared with itself
-    return isinstance(value, Real) and not isinstance(value, (bool, Fraction)) and value == value  # NaN is not
+        return None if value.is_nan() else value  # one that signals could not even be compared with itself
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value else None  # NaN is not
 
 
 def value_of(outcome: Outcome | None) -> Any:

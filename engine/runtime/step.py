@@ -242,6 +242,7 @@ async def _within(work: Coroutine[Any, Any, Any], limit: float, outcome: Outcome
         done, _ = await asyncio.wait({running}, timeout=limit)
     except asyncio.CancelledError:
         running.cancel()
+        await asyncio.wait({running})  # whoever cancels waits as long as it likes, and tells what goes on after that
         raise
     if done:
         value, error = running.result()

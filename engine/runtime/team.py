@@ -21,7 +21,7 @@ from engine.runtime.bind import is_async
 from engine.runtime.bulk import encoded
 from engine.runtime.control import Control
 from engine.runtime.nested import Nested
-from engine.runtime.seat import Seat, is_score, known_text, text_of
+from engine.runtime.seat import Seat, known_text, score_of, text_of
 from engine.runtime.step import STUBBORN, Call, Outcome
 from engine.runtime.unit import Unit, recalled
 
@@ -342,9 +342,10 @@ class TeamWork:
             return
         for member, answer in zip(members, asking.result(), strict=True):
             place = next(i for i, end in enumerate(self._ends) if end.member == member)
-            if answer.error is None and is_score(answer.value):
-                self._seats[member].score = answer.value  # as it is: a large whole number is no float
-                self._ends[place] = self._ends[place]._replace(score=answer.value)
+            score = None if answer.error is not None else score_of(answer.value)
+            if score is not None:
+                self._seats[member].score = score  # as it is: a large whole number is no float
+                self._ends[place] = self._ends[place]._replace(score=score)
                 continue
             reason = f"gave {answer.value!r:.80}, which is no number" if answer.error is None else text_of(answer.error)
             self._ends[place] = self._failed(member, f"Judge failed: {reason}", answer.error)

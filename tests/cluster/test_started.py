@@ -124,6 +124,23 @@ async def test_a_sync_body_that_was_cancelled_before_it_had_a_thread_is_not_at_w
     await until(lambda: not mine.at_work())
 
 
+async def test_the_engine_s_own_threads_are_nobody_s_though_a_call_s_thread_needs_them_first():
+    idle = Idle()
+
+    def nested() -> None:
+        async def perform() -> None:
+            await Threads(1, idle).perform(lambda: None)
+
+        asyncio.run(perform())
+
+    async def body() -> None:
+        threading.Thread(target=nested, daemon=True).start()
+
+    mine = await began(body)
+    await until(lambda: not mine.at_work())
+    assert [thread.name for thread in mine.threads if thread.name == "gecko-body"] == []
+
+
 async def test_a_thread_that_waits_for_something_to_do_is_at_rest():
     given: queue.Queue[Any] = queue.Queue()
 

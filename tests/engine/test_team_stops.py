@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import BEST, RACE, Engine, Event, RunHandle, Team, Workflow
+from engine import BEST, RACE, Engine, Event, Member, RunHandle, Team, Workflow
 from engine.errors import RunPaused, RunTimedOut, StepFailed, TeamTimedOut
 from tests.engine.racing_bodies import Gate, chain, swallow
 
@@ -167,3 +167,41 @@ async def test_a_judge_may_give_decimals():
         return 9
 
     assert [r.result for r in await Team([seven, nine], strategy=BEST(lambda value: Decimal(value))).run()] == [9]
+
+
+async def test_a_loser_with_a_limit_of_its_own_that_does_not_listen_is_told_to_go_on_unattended():
+    released = asyncio.Event()
+
+    async def deaf(given: Any) -> None:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+
+    async def quick(given: Any) -> int:
+        return 1
+
+    team = Team([quick, Member(deaf, timeout=30)], strategy=RACE)
+    handle = await Engine(None).start(Workflow("deaf").add_node("race", team).set_entry_point("race"))
+    await handle.wait()
+    (lost,) = [event async for event in handle.events() if event.kind == "member_lost"]
+    assert "unattended" in lost.data["reason"]
+    released.set()
+
+
+async def test_a_run_ends_after_what_a_loser_with_a_limit_of_its_own_does_at_its_end():
+    cleaned: list[bool] = []
+
+    async def tidy(given: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            cleaned.append(True)
+
+    async def quick(given: Any) -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    team = Team([quick, Member(tidy, timeout=30)], strategy=RACE)
+    await Workflow("tidy").add_node("race", team).set_entry_point("race").execute()
+    assert cleaned == [True]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine import (
@@ -700,6 +701,13 @@ async def test_a_score_that_cannot_be_compared_or_kept_fails_that_member_alone(s
 async def test_scores_may_be_numbers_that_no_float_can_hold():
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: 10**400 + r)).run()) == [(1, 2)]
     assert told(await Team([giving(1), giving(2)], strategy=BEST(lambda r: float("inf") if r == 2 else 10**400)).run()) == [(1, 2)]
+
+
+@pytest.mark.parametrize("scores", [
+    (np.int64(3), Decimal("2.5")), (np.float64(1.0), 10**400 * -1), (np.float32(2), Decimal(1)), (np.array(4), 3),
+])  # fmt: skip
+async def test_scores_may_be_of_any_kinds_of_numbers_side_by_side(scores: tuple[Any, Any]):
+    assert told(await Team([giving(0), giving(1)], strategy=BEST(lambda r: scores[r])).run()) == [(0, 0)]
 
 
 async def test_scores_are_told_of_the_winner_and_of_those_who_lost():

@@ -33,6 +33,22 @@ async def test_threads_are_reused_once_they_are_idle():
     assert len(set(names)) == 1
 
 
+async def test_a_thread_that_cannot_be_started_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    idle, performed = Idle(), []
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            Threads(4, idle).perform(lambda: performed.append("refused"))
+    together = threading.Barrier(3)
+    threads = Threads(4, idle)
+    await asyncio.gather(*(threads.perform(lambda: together.wait(10)) for _ in range(3)))
+    assert performed == []
+
+
 async def test_runs_share_the_threads_that_are_idle():
     idle, names = Idle(), set()
     for _ in range(5):
