@@ -457,7 +457,7 @@ async def begins_and_waits(x: Any) -> str:
 async def test_a_member_that_another_one_cancelled_is_performed_again_on_a_seat():
     remote = Seated()
     run = await end_of(await drive(remote, noded(Team([cancels_all, begins_and_waits]))))
-    assert shown(run) == [(0, "CancelledError: "), (1, "done")]
+    assert shown(run) == [(0, "CancelledError: cancelled by its own code"), (1, "done")]
     assert (seen, remote.kills, len(remote.lane_packs)) == (["begun", "begun"], 0, 1)
     assert [(pack.kind, pack.calls[0].ordinal) for actor in remote.actors for pack in actor.packs] == [("async", 1)]
     await until(remote.at_rest)
