@@ -236,7 +236,8 @@ class Progress:
             node.ended.clear()
             self._forget(node)
             node.passes += 1
-            node.team = event.data.get("members")
+            node.team = None
+        node.team = event.data.get("members", node.team)  # one that goes on may have others than before
         node.status, node.attempt, node.started, node.duration = "running", event.attempt, at, None
         if (items := event.data.get("items")) is not None:
             node.items = items

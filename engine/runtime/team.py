@@ -423,7 +423,7 @@ class TeamWork:
 
     async def _stop_one(self, member: int, kind: str, reason: str) -> None:
         seat = self._seats[member]
-        if seat.mapping is not None:
+        if seat.mapping is not None and not seat.mapping.done():
             self._tell_started(member)
             if not await self._stop_mapping(seat.mapping):
                 reason = f"{reason}; its input mapper goes on unattended"

@@ -11,6 +11,7 @@ import pytest
 
 from engine import BEST, RACE, Engine, Event, Member, RunHandle, Team, Workflow
 from engine.errors import RunPaused, RunTimedOut, StepFailed, TeamTimedOut
+from engine.runtime.ledger import Ledger
 from tests.engine.racing_bodies import Gate, chain, swallow
 
 pytestmark = pytest.mark.anyio
@@ -205,3 +206,31 @@ async def test_a_run_ends_after_what_a_loser_with_a_limit_of_its_own_does_at_its
     team = Team([quick, Member(tidy, timeout=30)], strategy=RACE)
     await Workflow("tidy").add_node("race", team).set_entry_point("race").execute()
     assert cleaned == [True]
+
+
+async def test_a_mapper_that_fails_while_the_winner_is_committed_is_told_to_have_started_once(monkeypatch: pytest.MonkeyPatch):
+    failing = asyncio.Event()
+    checkpoint = Ledger.checkpoint
+
+    async def slow(self: Ledger) -> None:
+        if not failing.is_set() and any(row.kind == "member_won" for row in self._rows):
+            failing.set()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        await checkpoint(self)
+
+    async def mapped(raw: Any, index: int) -> Any:
+        if index:
+            await failing.wait()
+            raise ValueError("too late")
+        return raw
+
+    async def quick(given: Any) -> Any:
+        return given
+
+    monkeypatch.setattr(Ledger, "checkpoint", slow)
+    _, handle = await start(Team([quick, quick], strategy=RACE, input_mapper=mapped), "late-mapper")
+    await handle.wait()
+    assert failing.is_set()
+    started = [event.step_id for event in await told(handle) if event.kind == "step_started"]
+    assert len(started) == len(set(started)) == 3

@@ -212,6 +212,13 @@ def test_members_that_a_resumed_run_starts_again_have_not_ended(stop: list[tuple
     assert f"p {ended + 1}/5 members" in progress.line(1070.0)
 
 
+def test_a_team_that_goes_on_with_more_members_is_counted_by_those_that_it_has_now():
+    told_before = [("run_started", "", {}), ("step_started", "p/1", {"members": 3}), ("run_resumed", "", {}),
+                   ("step_started", "p/1", {"members": 6}), ("step_started", "p/1/4", {"member": "m"})]  # fmt: skip
+    events = [event(i, kind, "p" if step else "", step, **data) for i, (kind, step, data) in enumerate(told_before, 1)]
+    assert "p 0/6 members" in told(*events, nodes=("p",)).line(1050.0)
+
+
 @pytest.mark.anyio
 async def test_a_resumed_run_counts_what_succeeded_before_it_was_paused():
     gate, engine = Gate(), Engine("memory://counted-resumed")
