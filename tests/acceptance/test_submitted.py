@@ -28,7 +28,7 @@ RUNS = 20
 MEDIAN, SLOWEST = 6.0, 10.0
 """Seconds until runs go on when their coordinator was killed: half of them, and nineteen of twenty.
 
-The bars are 2 and 4, which an idle machine keeps with what is printed here: 1.8 and 1.8.
+The bars are 2 and 4; what is printed here was 1.8 to 2.8 on a machine that others loaded. This bounds what a loaded one may take.
 """
 FROZEN = 15.0
 """Seconds after which the runs of a coordinator that is frozen are another's."""
