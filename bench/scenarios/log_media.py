@@ -15,7 +15,7 @@ from bench.harness import Outcome, Scenario, alternate, percentile
 from bench.setting import Setting
 from engine.checkpoint.codec import encode
 from engine.errors import StoreUnavailable
-from engine.ports import Log, Row, RunKey
+from engine.ports import Claim, Log, Row, RunKey
 from engine.store import open_log
 
 LOCAL = "postgresql://postgres@127.0.0.1:5432/postgres"
@@ -49,9 +49,9 @@ async def many_runs(log: Log, count: int) -> float:
     """Append to many runs at once; the seconds of all."""
     claims = [await log.claim(RunKey("media", secrets.token_hex(4), 1)) for _ in range(RUNS)]
 
-    async def drive(claim: object) -> None:
+    async def drive(claim: Claim) -> None:
         for seq in range(1, count + 1):
-            await log.append(claim, rows(seq))  # type: ignore[arg-type]
+            await log.append(claim, rows(seq))
 
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as group:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.metrics import text_of
 from engine import __version__
 from serve.metrics import CONTENT_TYPE
 from serve.middleware.auth import HEALTH
@@ -56,8 +55,7 @@ async def figures(
 async def prometheus(parts: Service) -> Response:
     """Return the figures of this replica, of runs, steps and queues in Prometheus' text format."""
     runs, coordinators = await parts.monitoring.figures()
-    text = parts.metrics.text(runs, coordinators).decode() + text_of(coordinators)
-    return Response(text, media_type=CONTENT_TYPE)
+    return Response(parts.metrics.text(runs, coordinators), media_type=CONTENT_TYPE)
 
 
 def _brief(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -101,6 +101,8 @@ async def test_what_coordinators_count_is_there_for_prometheus_and_not_for_peopl
     monkeypatch.setattr(served.cluster, "survey", survey)
     async with served.client() as client:
         text = (await client.get(f"{API}/metrics")).text
+        kinds = [line for line in text.splitlines() if line.startswith("# TYPE")]
+        assert len(kinds) == len(set(kinds)), "a name that stands twice is refused by Prometheus"
         told = (await client.get(f"{API}/monitoring/metrics")).json()
     found = {family.name: family.samples for family in text_string_to_metric_families(text)}
     (sample,) = found["workflow_execution_started"]
